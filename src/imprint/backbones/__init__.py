@@ -1,0 +1,1 @@
+"""Floor 3: the encoder contract and what fulfils it."""

@@ -1,0 +1,273 @@
+"""Build an encoder by name: a timm model of any size, with the changes self-supervised recipes ask for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from imprint.backbones import torchvision_compat  # noqa: F401  (makes timm importable)
+from imprint.backbones.arch import Arch
+from imprint.backbones.timm_encoder import TimmEncoder
+from imprint.backbones.timm_vit import TimmViT
+from imprint.core.errors import ConfigError, unknown
+
+_logger = logging.getLogger(__name__)
+
+_TOKEN_MODULES = ("vision_transformer", "deit", "eva", "vision_transformer_hybrid")
+_SWIN_MODULES = ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
+
+
+def build_encoder(
+    name: str,
+    *,
+    image_size: int,
+    channels: int = 3,
+    patch_size: int | None = None,
+    stem: Literal["imagenet", "cifar"] = "imagenet",
+    registers: int | None = None,
+    drop_path: float = 0.0,
+    positions: Literal["sincos"] | None = None,
+    arch: Arch | Mapping[str, Any] | None = None,
+    mask_token: bool = False,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+) -> TimmEncoder:
+    """Build an encoder.
+
+    Weights are timm's random initialisation (from torch's global generator) unless `pretrained` or `weights` is given.
+
+    Args:
+        name: timm model name, with a tag (`vit_base_patch16_224.mae`) for published weights; `timm:NAME` means the same
+            with `pretrained=True`, `random:NAME` without; or an Imprint run folder or exported file, whose shape and
+            weights are taken (settings that differ from the defaults here replace its own).
+        image_size: side it is built for, pixels; other sizes are accepted in `encode`.
+        channels: image channels.
+        patch_size: ViT patch side; None keeps the model's own.
+        stem: `cifar` replaces a ResNet's stem by one 3x3 convolution of stride 1 without pooling (SimCLR, B.9).
+        registers: learned tokens without position beside the class token (arXiv 2309.16588); None keeps the model's
+            own, 0 removes them.
+        drop_path: stochastic depth rate at the last block, growing linearly from 0 at the first, in [0, 1).
+        positions: `sincos` fixes non-trainable 2-d sin-cos positions (MAE).
+        arch: sizes that replace the model's own (`Arch`, or a mapping of its fields and other timm arguments).
+        mask_token: create the learned mask token that `mask_BN` needs.
+        pretrained: load timm's published weights; the only way here to reach the network.
+        weights: local .safetensors, .pth or run folder to start from; public layouts are recognised (see `convert`).
+
+    Returns:
+        A TimmEncoder (a TimmViT where tokens can be masked), in training mode.
+
+    Raises:
+        ConfigError: for an unknown name (the nearest is named), sizes that do not fit together, options that do not
+            apply to this model, or weights that cannot be had.
+        CheckpointError: for weights that do not belong to this model.
+    """
+    from imprint.backbones.load import is_stored, stored_config, stored_weights
+
+    arch = arch.overrides() if isinstance(arch, Arch) else dict(arch or {})
+    config: dict[str, Any] = {
+        "name": name, "image_size": image_size, "channels": channels, "patch_size": patch_size, "stem": stem,
+        "registers": registers, "drop_path": drop_path, "positions": positions, "arch": arch, "mask_token": mask_token,
+    }  # fmt: skip
+    if is_stored(name):
+        weights = weights or stored_weights(name)
+        own = stored_config(name)
+        changed = {k: v for k, v in config.items() if k != "name" and v != _DEFAULTS.get(k)}
+        config = {**config, **own, **changed}
+    else:
+        prefix, _, bare = name.rpartition(":")
+        if prefix not in ("", "timm", "random"):
+            raise ConfigError(f"encoder '{name}': write timm:NAME, random:NAME, a timm name, a run folder or a file.")
+        config["name"] = bare
+        pretrained = pretrained or prefix == "timm"
+    if pretrained and weights is not None:
+        raise ConfigError(f"encoder '{name}': give pretrained or weights, not both; they are two different starts.")
+    encoder = _assemble(config)
+    if pretrained:
+        _load_published(encoder)
+    if weights is not None:
+        from imprint.backbones.convert import load_weights
+
+        if is_stored(str(weights)):
+            weights = stored_weights(str(weights))
+        _logger.info("%s", load_weights(encoder, weights))
+    return encoder
+
+
+def published_config(name: str) -> dict[str, Any]:
+    """Return what timm says of a model's images and weights: `input_size`, `mean`, `std`, `license` ...
+
+    Raises:
+        ConfigError: for an unknown name, naming the nearest.
+    """
+    from timm.models import get_pretrained_cfg
+
+    _family(name)
+    published = get_pretrained_cfg(name)
+    return {} if published is None else dict(published.to_dict())
+
+
+_DEFAULTS: dict[str, Any] = {
+    "channels": 3, "patch_size": None, "stem": "imagenet", "registers": None, "drop_path": 0.0, "positions": None,
+    "arch": {}, "mask_token": False,
+}  # fmt: skip
+
+
+def _assemble(config: dict[str, Any]) -> TimmEncoder:
+    family = _family(config["name"])
+    _check(config, family)
+    model: Any = _create(config["name"], timm_arguments(config))
+    stride = None
+    if config["stem"] == "cifar":
+        stride = _cifar_stem(model, config)
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer
+
+    if isinstance(model, VisionTransformer) or (isinstance(model, Eva) and not model.rope_mixed):
+        return TimmViT(model, config)
+    if config["positions"] is not None or config["mask_token"]:
+        what = "positions='sincos'" if config["positions"] else "a mask token"
+        raise ConfigError(f"'{config['name']}' cannot have {what}; choose a ViT such as vit_small_patch16_224.")
+    return TimmEncoder(model, config, stride=stride)
+
+
+def _family(name: str) -> str:
+    """Return the timm module that defines the model, after checking that the name is known."""
+    import timm
+    from timm.models import is_model, model_entrypoint, split_model_name_tag
+
+    bare, tag = split_model_name_tag(name)
+    if not is_model(bare):
+        raise unknown("encoder", bare, timm.list_models())
+    tagged = timm.list_models(f"{bare}.*", pretrained=True) if tag else []
+    if tag and name not in tagged:
+        raise unknown("published weights", name, tagged)
+    return str(model_entrypoint(bare).__module__).rsplit(".", 1)[-1]
+
+
+def _check(config: dict[str, Any], family: str) -> None:
+    name = config["name"]
+    for key, least in (("image_size", 1), ("channels", 1), ("patch_size", 1), ("registers", 0)):
+        value = config[key]
+        if value is not None and value < least:
+            raise ConfigError(f"encoder '{name}': {key}={value}; it must be at least {least}.")
+    if not 0.0 <= config["drop_path"] < 1.0:
+        raise ConfigError(f"encoder '{name}': drop_path={config['drop_path']} is no rate in [0, 1).")
+    if config["stem"] not in ("imagenet", "cifar"):
+        raise unknown("stem", str(config["stem"]), ("imagenet", "cifar"))
+    if config["positions"] not in (None, "sincos"):
+        raise unknown("positions", str(config["positions"]), ("sincos",))
+    if config["stem"] == "cifar" and family != "resnet":
+        raise ConfigError(
+            f"encoder '{name}': stem='cifar' is for ResNets (resnet18, resnet50 ...); leave it at imagenet."
+        )
+    if family not in _TOKEN_MODULES:
+        if config["patch_size"] is not None and family not in _SWIN_MODULES:
+            raise ConfigError(f"encoder '{name}' has no patches to size; leave patch_size out or choose a ViT.")
+        if config["registers"]:
+            raise ConfigError(f"encoder '{name}' has no register tokens; choose a ViT such as vit_small_patch16_224.")
+
+
+def timm_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate the settings of an encoder (`Encoder.config`) into keyword arguments of `timm.create_model`."""
+    from timm.models import get_pretrained_cfg
+
+    family = _family(config["name"])
+    arguments: dict[str, Any] = {"num_classes": 0, "in_chans": config["channels"]}
+    arch = {k: tuple(v) if isinstance(v, list) else v for k, v in config["arch"].items()}
+    if family == "convnext":  # timm's own words for the same two things
+        arch = {{"layers": "depths", "channels": "dims"}.get(k, k): v for k, v in arch.items()}
+    if family == "resnet" and config["stem"] == "cifar" and "channels" in arch:
+        # A plain timm stem is always 64 wide; the deep one takes its width from us and is replaced right after.
+        arguments |= {"stem_type": "deep", "stem_width": arch["channels"][0] // 2}
+    if family == "resnet" and any(len(arch[k]) != 4 for k in ("layers", "channels") if k in arch):
+        raise ConfigError(f"encoder '{config['name']}': arch layers and channels of a ResNet are four numbers each.")
+    if config["drop_path"]:
+        arguments["drop_path_rate"] = config["drop_path"]
+    published = get_pretrained_cfg(config["name"])
+    if published is not None and published.fixed_input_size:
+        arguments["img_size"] = config["image_size"]
+    if config["patch_size"] is not None:
+        arguments["patch_size"] = config["patch_size"]
+    if family in _TOKEN_MODULES:
+        arguments["dynamic_img_size"] = True
+        if config["registers"] is not None:
+            arguments["num_reg_tokens" if family == "eva" else "reg_tokens"] = config["registers"]
+            if config["registers"]:
+                arguments["no_embed_class"] = True  # so that registers have no position; the class token is free anyway
+    elif family in _SWIN_MODULES:
+        arguments["strict_img_size"] = False
+    return arguments | arch
+
+
+def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
+    import timm
+
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=False, **arguments)
+    except (TypeError, ValueError, AssertionError, RuntimeError, IndexError, KeyError) as error:
+        given = ", ".join(f"{k}={v}" for k, v in arguments.items() if k not in ("num_classes", "dynamic_img_size"))
+        raise ConfigError(f"timm cannot build '{name}' with {given}: {error}") from error
+    patch_embed: Any = getattr(model, "patch_embed", None)
+    size = arguments.get("img_size")
+    if size is not None and hasattr(patch_embed, "feat_ratio"):
+        patch = int(patch_embed.feat_ratio())
+        if size % patch:
+            low = max(patch, size // patch * patch)
+            raise ConfigError(
+                f"encoder '{name}': image size {size} is no multiple of its patch size {patch}; "
+                f"use {low} or {low + patch}, or another patch_size."
+            )
+    return model
+
+
+def _cifar_stem(model: Any, config: dict[str, Any]) -> int:
+    """Replace a ResNet's stem by a 3x3 convolution of stride 1 without pooling; return the new total stride."""
+    if not hasattr(model, "maxpool") or not hasattr(model, "bn1"):
+        raise ConfigError(f"encoder '{config['name']}' has no ResNet stem to replace; leave stem at imagenet.")
+    width = model.bn1.weight.shape[0]
+    model.conv1 = nn.Conv2d(config["channels"], width, kernel_size=3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    for stage in model.feature_info:
+        stage["reduction"] = max(1, stage["reduction"] // 4)
+    model.feature_info[0]["reduction"] = 1
+    return int(model.feature_info[-1]["reduction"])
+
+
+def _load_published(encoder: TimmEncoder) -> None:
+    """Download timm's weights for the encoder's name and fit them to its shape (channels, positions, registers)."""
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    from imprint.backbones.convert import load_state
+
+    config = encoder.config
+    name = config["name"]
+    published = get_pretrained_cfg(name)
+    if published is None or not published.has_weights:
+        tags = timm.list_models(f"{name.split('.')[0]}*", pretrained=True)
+        instead = f" Published relatives: {', '.join(tags[:5])}." if tags else ""
+        raise ConfigError(f"timm publishes no weights for '{name}'; use random:{name} or weights=FILE.{instead}")
+    if config["arch"]:
+        raise ConfigError(f"encoder '{name}': published weights do not fit a changed arch; drop one of the two.")
+    if config["positions"]:
+        raise ConfigError(f"encoder '{name}': published weights bring their own positions; leave positions out.")
+    try:
+        source: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # timm, huggingface_hub and their transports each raise their own when offline
+        raise ConfigError(
+            f"the published weights of '{name}' could not be fetched ({type(error).__name__}: {_first_line(error)}). "
+            f"They need the network once. Offline, give weights=FILE (.safetensors or .pth), or start untrained "
+            f"with random:{name}."
+        ) from error
+    with torch.no_grad():
+        _logger.info("%s", load_state(encoder, source.state_dict(), source=f"timm:{name}"))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:200]

@@ -1,0 +1,80 @@
+"""Read the architecture off a checkpoint that does not name it: the standard ViTs and ResNets."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from imprint.backbones.layouts import State, candidates
+from imprint.core.errors import CheckpointError
+
+_RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
+    (False, (2, 2, 2, 2)): "resnet18",
+    (False, (3, 4, 6, 3)): "resnet34",
+    (True, (3, 4, 6, 3)): "resnet50",
+    (True, (3, 4, 23, 3)): "resnet101",
+    (True, (3, 8, 36, 3)): "resnet152",
+}
+_HEAD_WIDTH = 64
+"""Width of one attention head in every standard ViT (Ti, S, B, L, g); a table of weights does not tell it."""
+
+
+def infer_config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+    """Return arguments for `build_encoder` that fit the network in `state`.
+
+    Raises:
+        CheckpointError: when it is no standard ViT or ResNet, saying how to name the model.
+    """
+    for found in candidates(state):
+        config = _vit(found.state) if "patch_embed.proj.weight" in found.state else _resnet(found.state)
+        if config is not None:
+            return config
+    raise CheckpointError(
+        f"{source}: its weights do not tell which model they are of. Name it: "
+        f"build_encoder(NAME, image_size=N, weights='{source}'), or --encoder NAME --encoder.weights FILE."
+    )
+
+
+def _vit(state: State) -> dict[str, Any] | None:
+    patch = state["patch_embed.proj.weight"]
+    blocks = {int(m[1]) for k in state if (m := re.match(r"blocks\.(\d+)\.", k))}
+    positions, cls = state.get("pos_embed"), state.get("cls_token")
+    hidden = state.get("blocks.0.mlp.fc1.weight")
+    if patch.ndim != 4 or positions is None or cls is None or hidden is None or not blocks:
+        return None
+    if patch.shape[0] % _HEAD_WIDTH or hidden.shape[0] != state["blocks.0.mlp.fc2.weight"].shape[1]:
+        return None
+    width, side = patch.shape[0], patch.shape[-1]
+    arch: dict[str, Any] = {"embed_dim": width, "depth": len(blocks), "num_heads": width // _HEAD_WIDTH}
+    if hidden.shape[0] != 4 * width:
+        arch["mlp_ratio"] = hidden.shape[0] / width
+    if "blocks.0.ls1.gamma" in state:
+        arch["init_values"] = 1.0
+    if "blocks.0.attn.qkv.bias" not in state:
+        arch["qkv_bias"] = False
+    registers = state["reg_token"].shape[1] if "reg_token" in state else None
+    return {
+        "name": "vit_base_patch16_224",
+        "image_size": math.isqrt(positions.shape[-2]) * side,
+        "channels": patch.shape[1],
+        "patch_size": side,
+        "registers": registers,
+        "arch": arch,
+    }
+
+
+def _resnet(state: State) -> dict[str, Any] | None:
+    stem = state.get("conv1.weight")
+    if stem is None or stem.ndim != 4:
+        return None
+    layers = tuple(len({k.split(".")[1] for k in state if k.startswith(f"layer{i}.")}) for i in range(1, 5))
+    name = _RESNETS.get(("layer1.0.conv3.weight" in state, layers))
+    if name is None or stem.shape[0] != 64:
+        return None
+    cifar = stem.shape[-1] == 3
+    size = 32 if cifar else 224
+    return {"name": name, "image_size": size, "channels": stem.shape[1], "stem": "cifar" if cifar else "imagenet"}

@@ -1,0 +1,113 @@
+"""Load what a user calls an encoder: a run, an exported file, `timm:NAME`, `random:NAME`, or a public checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from imprint.backbones.read import PICKLES, SAFETENSORS, read_state
+from imprint.backbones.stored import IMAGENET_MEAN, IMAGENET_STD, description_of, verified
+from imprint.backbones.timm_encoder import TimmEncoder
+from imprint.core.errors import CheckpointError, ConfigError
+
+
+def load_encoder(name: str | Path, *, image_size: int | None = None) -> TimmEncoder:
+    """Load an encoder, in evaluation mode, on the CPU.
+
+    Args:
+        name: one of
+
+            - a run folder or an exported encoder (folder, `.safetensors` or its `.json`);
+            - `timm:NAME`: timm's published weights (downloaded once, then from its cache);
+            - `random:NAME`: the same model untrained;
+            - a `.pth`, `.pt`, `.tar` or `.safetensors` file of a standard ViT or ResNet in a public layout.
+        image_size: side to build it for; None takes the stored one, or timm's own.
+
+    Raises:
+        ConfigError: for a name that is none of these, or an unknown timm model.
+        CheckpointError: for damaged or foreign files.
+    """
+    from imprint.backbones.build import build_encoder
+
+    text = str(name)
+    prefix, _, bare = text.partition(":")
+    if prefix in ("timm", "random"):
+        size = image_size or _timm_size(bare)
+        encoder = build_encoder(bare, image_size=size, pretrained=prefix == "timm")
+    elif is_stored(text):
+        config: dict[str, Any] = {**stored_config(text)}
+        if image_size is not None:
+            config["image_size"] = image_size
+        encoder = build_encoder(**config, weights=stored_weights(text))
+    else:
+        raise _not_found(text)
+    return encoder.eval()
+
+
+def load_normalise(name: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return (mean, std) of the images an encoder expects, in [0, 1]; ImageNet's where a checkpoint says nothing.
+
+    Raises:
+        ConfigError: for a name that is no encoder.
+    """
+    text = str(name)
+    prefix, _, bare = text.partition(":")
+    if prefix in ("timm", "random"):
+        from imprint.backbones.build import published_config
+
+        published = published_config(bare)
+        return tuple(published.get("mean", IMAGENET_MEAN)), tuple(published.get("std", IMAGENET_STD))
+    described = description_of(text)
+    if described is not None:
+        normalise: Mapping[str, list[float]] = described[1]["normalise"]
+        return tuple(normalise["mean"]), tuple(normalise["std"])
+    if not is_stored(text):
+        raise _not_found(text)
+    return IMAGENET_MEAN, IMAGENET_STD
+
+
+def is_stored(name: str) -> bool:
+    """Tell whether `name` is a file or folder with an encoder, rather than the name of a model."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path.suffix in (SAFETENSORS, ".json", *PICKLES)
+    return path.is_dir() and (description_of(path) is not None or (path / "model.safetensors").is_file())
+
+
+def stored_config(name: str) -> dict[str, Any]:
+    """Return the arguments for `build_encoder` of a stored encoder; read off the weights when nothing describes them.
+
+    Raises:
+        CheckpointError: when they cannot be read off.
+    """
+    described = description_of(name)
+    if described is not None:
+        return dict(described[1]["encoder"])
+    from imprint.backbones.infer import infer_config
+
+    return infer_config(read_state(name), name)
+
+
+def stored_weights(name: str) -> Path:
+    """Return the file with the weights of a stored encoder, its checksum verified where one was recorded."""
+    described = description_of(name)
+    return Path(name).expanduser() if described is None else verified(*described)
+
+
+def _timm_size(name: str) -> int:
+    from imprint.backbones.build import published_config
+
+    return int(published_config(name).get("input_size", (3, 224, 224))[-1])
+
+
+def _not_found(text: str) -> ConfigError | CheckpointError:
+    looks_like_path = "/" in text or Path(text).suffix in (SAFETENSORS, *PICKLES) or Path(text).exists()
+    if looks_like_path:
+        return CheckpointError(
+            f"encoder '{text}': no run or exported encoder there. Give a run folder that has finished or checkpointed "
+            "(with encoder.safetensors and encoder.json), a .safetensors or .pth file, timm:NAME or random:NAME."
+        )
+    return ConfigError(
+        f"encoder '{text}': write timm:{text} for published weights or random:{text} for an untrained model."
+    )

@@ -1,0 +1,210 @@
+"""Where images come from: one contract over folders, lists, shards, datasets and arrays, and the words that open them.
+
+A source hands over raw samples (encoded bytes, or an array that needs no decoding) by position, without state: `read`
+may be called from any thread in any order. Decoding, views and the treatment of damaged samples are the loader's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from imprint.core.errors import BadImage, ConfigError, DataError, unknown
+from imprint.data.headers import Layout, layout_of
+
+Sample = bytes | npt.NDArray[Any]
+Labels = npt.NDArray[np.int64]
+
+
+class Source(ABC):
+    """A finite, ordered set of images.
+
+    Attributes:
+        spec: the words it was opened with.
+        labels: int64 class of each sample, or None when the source has no labels.
+        classes: class names by label; empty without labels.
+    """
+
+    spec: str = ""
+    labels: Labels | None = None
+    classes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of samples, damaged ones included."""
+
+    @abstractmethod
+    def read(self, i: int) -> Sample:
+        """Return sample `i`: encoded bytes, or a uint8 or uint16 array (H, W, C).
+
+        Raises:
+            OSError: when the storage fails; the loader quarantines the sample as unreadable.
+            BadImage: when the container already shows that the sample is damaged.
+        """
+
+    @abstractmethod
+    def name(self, i: int) -> str:
+        """Return what a person finds sample `i` by: a path, or shard and member."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hex digest that changes when the samples do; the key of what is cached about them."""
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Channels and bit depth, from the headers of up to 16 samples spread over the source.
+
+        The widest of them counts: a colour set with some grey photographs has three channels.
+        """
+        found: list[Layout] = []
+        for i in spread(len(self), 16):
+            try:
+                sample = self.read(int(i))
+                found.append(layout_of(sample))
+            except (BadImage, OSError):
+                continue
+        channels = max((f.channels for f in found), default=3)
+        deep = any(f.dtype == np.uint16 for f in found)
+        return Layout(channels, np.dtype(np.uint16 if deep else np.uint8))
+
+    @property
+    def channels(self) -> int:
+        """Number of image channels."""
+        return self.layout.channels
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint8 or uint16, the depth samples are delivered in."""
+        return self.layout.dtype
+
+    def subset(self, indices: npt.ArrayLike) -> Source:
+        """Return the samples at `indices`, in that order (a boolean mask works as well)."""
+        from imprint.data.combine import Subset
+
+        return Subset(self, indices)
+
+    def aligned(self, classes: Sequence[str]) -> Source:
+        """Return the same samples with labels that count by `classes`, so that two sources can be compared.
+
+        Raises:
+            DataError: when the source has no labels or a class that `classes` lacks.
+        """
+        from imprint.data.combine import Aligned
+
+        return Aligned(self, tuple(classes))
+
+    def __repr__(self) -> str:
+        """Say what it is, how large, and whether labels are known."""
+        labels = f", {len(self.classes)} classes" if self.labels is not None else ", no labels"
+        return f"{type(self).__name__}({self.spec!r}, {len(self)} samples{labels})"
+
+
+def open_source(spec: str | os.PathLike[str] | Source | Sequence[Any]) -> Source:
+    """Open images by words: see `docs/data.md` for all forms.
+
+    A folder; a file list (`.txt`, `.csv`); `.zip` and `.tar` shards or a pattern of them; `.parquet`; `.npy` and
+    `.npz`; `hf:NAME[:split]`; `photos[:train|:test]`; several of these as a tuple. A Source passes through.
+
+    Raises:
+        ConfigError: when the words name no kind of source.
+        DataError: when the place does not exist or holds no images.
+    """
+    if isinstance(spec, Source):
+        return spec
+    if not isinstance(spec, (str, os.PathLike)):
+        from imprint.data.combine import Concat
+
+        parts = [open_source(part) for part in spec]
+        return parts[0] if len(parts) == 1 else Concat(parts)
+    text = os.fspath(spec)
+    source = _open_text(text)
+    if len(source) == 0:
+        raise DataError(f"'{text}' holds no images. Check the path and the file extensions.")
+    return source
+
+
+def _open_text(text: str) -> Source:
+    kind, _, rest = text.partition(":")
+    if kind == "photos":
+        from imprint.data.photos import photos
+
+        return photos(rest or "train")
+    if kind == "hf" and rest:
+        from imprint.data.huggingface import open_huggingface
+
+        return open_huggingface(rest)
+    path = Path(text).expanduser()
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            from imprint.data.huggingface import open_huggingface
+
+            return open_huggingface(text)
+        from imprint.data.folder import FolderSource
+
+        return FolderSource(path)
+    if suffix in (".zip", ".tar"):
+        from imprint.data.shards import open_shards
+
+        return open_shards(text)
+    if suffix == ".parquet":
+        from imprint.data.parquet import open_parquet
+
+        return open_parquet(text)
+    if not path.exists():
+        _refuse(text, path)
+    if suffix in (".txt", ".csv"):
+        from imprint.data.filelist import open_list
+
+        return open_list(path)
+    if suffix in (".npy", ".npz"):
+        from imprint.data.arrays import open_arrays
+
+        return open_arrays(path)
+    if text.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+        raise DataError(
+            f"'{text}' is a compressed tar, which cannot be read at random. Unpack it to a .tar first (images do not "
+            "shrink by compression)."
+        )
+    raise ConfigError(
+        f"'{text}' is no kind of source. Give a folder, a file list (.txt, .csv), shards (.zip, .tar), a .parquet, "
+        "a .npy or .npz file, hf:NAME or photos."
+    )
+
+
+def _refuse(text: str, path: Path) -> None:
+    if re.fullmatch(r"[A-Za-z_]+(:\w+)?", text) and not path.parent.name:
+        raise unknown("source", text.partition(":")[0], ("photos", "hf:NAME"))
+    near = path.parent
+    while not near.exists() and near != near.parent:
+        near = near.parent
+    raise DataError(f"'{text}' does not exist (the part that does is '{near}'). Check the spelling of the path.")
+
+
+def spread(size: int, count: int) -> npt.NDArray[np.int64]:
+    """Return at most `count` positions spread evenly and in order over range(size)."""
+    count = min(size, count)
+    return np.arange(count, dtype=np.int64) * size // max(1, count)
+
+
+def digest(*parts: str | bytes | npt.NDArray[Any]) -> str:
+    """Return a 128-bit hex digest over words and arrays, with their boundaries."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        if isinstance(data, np.ndarray):
+            state.update(f"{data.dtype.str}{data.shape}".encode())
+            data = np.ascontiguousarray(data).view(np.uint8).reshape(-1).data if data.size else b""
+        state.update(len(data).to_bytes(8, "little"))
+        state.update(data)
+    return state.hexdigest()

@@ -1,0 +1,130 @@
+"""What the network sees, as data. A View says how crops are cut and what they look like; engines draw and render it.
+
+The specification names no device and no library: the CPU engine (`augment`) and a batched device engine read the same
+value and draw the same parameters from the same keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from imprint.core.errors import ConfigError
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop:
+    """Random resized crop (GoogLeNet): area share U(scale), log-aspect U(log ratio), ten tries, then the centre.
+
+    Attributes:
+        size: output height and width in pixels.
+        scale: bounds of the crop's share of the image area; (1, 1) with `ratio=None` is a plain resize of the whole.
+        ratio: bounds of width/height of the crop.
+        interpolation: resampling filter; always antialiased.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bilinear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CenterCrop:
+    """Resize the shorter side to `resize`, then cut the centre `size` x `size`: the plain evaluation view."""
+
+    size: int
+    resize: int
+    interpolation: Interpolation = "bicubic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """Photometric augmentation, applied in this order: flip, colour jitter, grey, blur, solarise.
+
+    Semantics are torchvision's: the four jitter operations come in a drawn order, factors are uniform in
+    [max(0, 1 - x), 1 + x], hue shift is uniform in [-hue, hue] of a turn in HSV, results are clamped to the range.
+    Saturation, hue and grey need three channels and are skipped for any other number.
+    Probabilities are per view and lie in [0, 1]; everything is off by default.
+
+    Attributes:
+        flip: probability of a horizontal flip.
+        brightness: jitter strength.
+        contrast: jitter strength.
+        saturation: jitter strength.
+        hue: jitter strength, at most 0.5.
+        jitter: probability that the four are applied at all.
+        grey: probability of three equal channels (ITU-R 601 luma).
+        blur: probability of a Gaussian blur.
+        blur_sigma: bounds of its standard deviation in pixels.
+        blur_kernel: its kernel's side as a share of the view's side, rounded up to an odd number of pixels.
+        solarise: probability of inverting the values at or above `solarise_threshold`.
+        solarise_threshold: in 8-bit units (128 of 255), whatever the bit depth.
+    """
+
+    flip: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    jitter: float = 0.0
+    grey: float = 0.0
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_kernel: float = 0.1
+    solarise: float = 0.0
+    solarise_threshold: int = 128
+
+
+PLAIN = Look()
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """`count` crops of each image under one name; `look` is shared, or `looks` gives one per crop (BYOL's T and T').
+
+    The loader delivers them as `Batch.views[name]`, uint8 of shape (count, B, C, size, size).
+    """
+
+    name: str
+    count: int = 1
+    crop: Crop | CenterCrop
+    look: Look = PLAIN
+    looks: tuple[Look, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        """Check the counts."""
+        if self.count < 1:
+            raise ConfigError(f"view '{self.name}': count must be at least 1, got {self.count}.")
+        if self.looks and len(self.looks) != self.count:
+            raise ConfigError(f"view '{self.name}': {len(self.looks)} looks for {self.count} crops; give one per crop.")
+
+    def look_of(self, copy: int) -> Look:
+        """Return the look of crop number `copy`."""
+        return self.looks[copy] if self.looks else self.look
+
+    def resized(self, size: int) -> View:
+        """Return the view at another output size; an evaluation view keeps its resize-to-crop ratio."""
+        if isinstance(self.crop, CenterCrop):
+            crop: Crop | CenterCrop = replace(self.crop, size=size, resize=round(size * self.crop.resize / self.crop.size))
+        else:
+            crop = replace(self.crop, size=size)
+        return replace(self, crop=crop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomMask:
+    """Uniformly random patches of every image, exactly int(N * (1 - ratio)) kept (MAE, arXiv 2111.06377, Sec. 3).
+
+    Delivered as `Batch.masks[name]`, bool of shape (count, B, N) with True = masked, N = (image size / patch size)^2.
+    """
+
+    name: str
+    count: int = 1
+    grid: tuple[int, int]
+    ratio: float = 0.75
+
+
+Mask = RandomMask

@@ -1,0 +1,118 @@
+"""`imprint evaluate`: names in, a Report out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from imprint.backbones.encoder import Encoder
+from imprint.core.errors import ConfigError, unknown
+from imprint.data.batch import Normalise
+from imprint.data.sources import Source, open_source
+from imprint.evals.catalog import protocol_class, row
+from imprint.evals.pixels import PixelEncoder
+from imprint.evals.protocol import EvalData, ProtocolConfig
+from imprint.evals.report import Report
+
+SourceLike = str | os.PathLike[str] | Source | Sequence[Any]
+
+
+def evaluate(
+    protocol: str,
+    encoder: str | os.PathLike[str] | Encoder,
+    train: SourceLike,
+    test: SourceLike | None = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    normalise: Normalise | None = None,
+    **options: Any,
+) -> Report:
+    """Judge an encoder by a protocol of the catalogue.
+
+    Args:
+        protocol: `knn`, `linear`, `labelfree`.
+        encoder: a run folder, an exported file, `timm:NAME`, `random:NAME` (untrained), `pixels` (raw pixels as the baseline), or an Encoder.
+        train: SRC of the bank or training set; the one source of `labelfree`.
+        test: SRC that is scored; not used by `labelfree`.
+        out: JSON file to write the report to.
+        normalise: pixel normalisation; None takes the one stored with the encoder, else ImageNet's.
+        options: fields of the protocol's configuration (`ks`, `temperatures`, `lrs`, `tokens`, `image_size`, ...).
+
+    Raises:
+        ConfigError: for an unknown protocol or option (the nearest is named), or an encoder that cannot be loaded.
+        DataError: for sources that cannot be opened, lack labels, or disagree about classes.
+    """
+    entry = row(protocol)
+    cls = protocol_class(protocol)
+    config = config_from(cls.Config, options)
+    if entry.needs_test and test is None:
+        raise ConfigError(f"'{protocol}' scores a test source; add --test SRC.")
+    train_source = open_source(train)
+    test_source = open_source(test) if test is not None and entry.needs_test else None
+    model, own = (encoder, None) if isinstance(encoder, Encoder) else open_encoder(os.fspath(encoder), train_source, config)
+    data = EvalData(train=train_source, test=test_source, normalise=normalise or own or Normalise())
+    report = cls().run(model, data, config)
+    report = dataclasses.replace(
+        report,
+        encoder=model.name if isinstance(encoder, Encoder) else os.fspath(encoder),
+        command=_command(protocol, encoder, train_source, test_source, out, config, options),
+    )
+    if out is not None:
+        report.save(Path(out))
+    return report
+
+
+def open_encoder(spec: str, source: Source, config: ProtocolConfig) -> tuple[Encoder, Normalise | None]:
+    """Return an encoder and the normalisation stored with it; `pixels` is the raw-pixel baseline for `source`."""
+    if spec == "pixels":
+        return PixelEncoder(config.image_size or 32, source.channels), None
+    from imprint.backbones.load import load_encoder, load_normalise
+
+    mean, std = load_normalise(spec)
+    return load_encoder(spec), Normalise(tuple(mean), tuple(std))
+
+
+def config_from(cls: type[ProtocolConfig], options: Mapping[str, Any]) -> ProtocolConfig:
+    """Build a protocol's configuration from options; lists become tuples.
+
+    Raises:
+        ConfigError: for an unknown option, naming the nearest known one.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}
+    for name in options:
+        if name not in known:
+            raise unknown("option", name, known)
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+
+
+def _command(
+    protocol: str,
+    encoder: str | os.PathLike[str] | Encoder,
+    train: Source,
+    test: Source | None,
+    out: str | os.PathLike[str] | None,
+    config: ProtocolConfig,
+    options: Mapping[str, Any],
+) -> str:
+    """Return a command line that repeats the evaluation, or "" for an encoder that exists in memory only."""
+    if isinstance(encoder, Encoder):
+        return ""
+    words = ["imprint", "evaluate", protocol, "--encoder", os.fspath(encoder), "--train", train.spec]
+    if test is not None:
+        words += ["--test", test.spec]
+    for name in options:
+        value = getattr(config, name)
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, tuple):
+            words += [flag, *map(str, value)]
+        elif value is not None:
+            words += [flag, str(value)]
+    if out is not None:
+        words += ["--out", os.fspath(out)]
+    return shlex.join(words)

@@ -1,0 +1,162 @@
+"""The contract of every evaluation: `Protocol.run(encoder, data, config) -> Report`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from imprint.core.errors import ConfigError, DataError
+from imprint.data.batch import Normalise
+
+if TYPE_CHECKING:
+    from imprint.backbones.encoder import Encoder
+    from imprint.data.sources import Source
+    from imprint.evals.features import FeatureTable
+    from imprint.evals.report import Report
+
+Tokens = Literal["pooled", "cls", "patch_mean", "cls+patch_mean"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalData:
+    """What an encoder is judged on.
+
+    Attributes:
+        train: bank of the kNN, training set of a probe, or the only source of a label-free measure.
+        test: what is scored; None for label-free measures.
+        normalise: the pixel normalisation that the encoder was trained with.
+    """
+
+    train: Source
+    test: Source | None = None
+    normalise: Normalise = field(default_factory=Normalise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolConfig:
+    """How features are made, the same for every protocol.
+
+    Attributes:
+        image_size: side of the evaluation view in pixels; None takes the encoder's.
+        tokens: which output stands for an image (see `features.extract`).
+        layers: blocks whose outputs are concatenated (negatives count back); empty takes the encoder's output.
+        batch_size: images per forward.
+        workers: loader threads; None measures the machine.
+        device: auto, cpu, cuda or mps.
+        precision: auto is bf16 on CUDA devices that have it, else fp32.
+        cache: keep features in the user's cache and reuse them.
+        seed: of every random choice (splits, augmentations).
+    """
+
+    image_size: int | None = None
+    tokens: Tokens = "pooled"
+    layers: tuple[int, ...] = ()
+    batch_size: int = 256
+    workers: int | None = None
+    device: str = "auto"
+    precision: Precision = "auto"
+    cache: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the counts."""
+        if self.batch_size < 1:
+            raise ConfigError(f"batch size must be at least 1, got {self.batch_size}.")
+
+
+class Protocol:
+    """Base of every protocol.
+
+    Attributes:
+        name: catalogue name.
+        Config: the frozen configuration class.
+        needs_labels: whether train and test must carry labels.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[ProtocolConfig]] = ProtocolConfig
+    needs_labels: ClassVar[bool] = False
+
+    def run(self, encoder: Encoder, data: EvalData, config: Any = None) -> Report:
+        """Judge `encoder` on `data`.
+
+        Raises:
+            DataError: for sources without the labels that the protocol needs, or classes that do not match.
+            ConfigError: for options that cannot work with this encoder.
+        """
+        raise TypeError(f"{type(self).__name__} does not say how to run")
+
+
+def require_labels(protocol: str, data: EvalData) -> tuple[Source, Source]:
+    """Return (train, test) when both carry labels.
+
+    Raises:
+        DataError: naming the source that lacks labels, and the protocols that need none.
+    """
+    if data.test is None:
+        raise DataError(f"'{protocol}' scores a test source and none was given; add --test SRC.")
+    for role, source in (("train", data.train), ("test", data.test)):
+        if source.labels is None:
+            raise DataError(
+                f"'{protocol}' needs labels, and the {role} source '{source.spec}' has none. "
+                "Put images into one folder per class, or judge the encoder without labels: imprint evaluate labelfree."
+            )
+        if len(source) == 0:
+            raise DataError(f"the {role} source '{source.spec}' is empty.")
+    return data.train, data.test
+
+
+def labels_in_train_order(train: FeatureTable, test: FeatureTable) -> npt.NDArray[np.int64]:
+    """Return the test labels in the numbering of the train classes, matched by class name.
+
+    Raises:
+        DataError: when the test source has a class that the train source does not know.
+    """
+    if train.labels_N is None or test.labels_N is None:
+        raise DataError("both sources need labels.")
+    if not train.classes or not test.classes or tuple(train.classes) == tuple(test.classes):
+        known = len(train.classes) or int(train.labels_N.max()) + 1
+        if int(test.labels_N.max()) >= known:
+            raise DataError(f"the test source has label {int(test.labels_N.max())}; the train source has {known} classes.")
+        return test.labels_N
+    position = {name: i for i, name in enumerate(train.classes)}
+    present = np.unique(test.labels_N)
+    strangers = [test.classes[i] for i in present if test.classes[i] not in position]
+    if strangers:
+        shown = ", ".join(f"'{name}'" for name in strangers[:5]) + (", ..." if len(strangers) > 5 else "")
+        raise DataError(
+            f"{len(strangers)} of {len(present)} test classes are unknown to the train source: {shown}. "
+            f"Train has {len(train.classes)} classes: {', '.join(map(repr, train.classes[:5]))}"
+            f"{', ...' if len(train.classes) > 5 else ''}. Give both sources the same class folders."
+        )
+    lookup = np.array([position.get(name, -1) for name in test.classes], dtype=np.int64)
+    return np.asarray(lookup[test.labels_N], dtype=np.int64)
+
+
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """Return spec, count, number of classes and fingerprint of a source for a report."""
+    return {
+        "spec": source.spec,
+        "count": len(source),
+        "classes": len(source.classes),
+        "fingerprint": source.fingerprint,
+    }
+
+
+@contextmanager
+def timed(cost: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the seconds of the body to `cost[phase]`."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        cost[phase] = cost.get(phase, 0.0) + time.perf_counter() - start

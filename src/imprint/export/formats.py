@@ -1,0 +1,80 @@
+"""The table of formats, and the one function that exports."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from imprint.backbones.encoder import Encoder
+from imprint.backbones.load import load_encoder, load_normalise
+from imprint.backbones.stored import IMAGENET_MEAN, IMAGENET_STD, description_of
+from imprint.core.errors import unknown
+from imprint.export.check import ExportResult, Subject, subject
+
+FORMATS: dict[str, tuple[str, str]] = {
+    "safetensors": ("imprint.export.native", "export_safetensors"),
+    "timm": ("imprint.export.timm_folder", "export_timm"),
+    "torchvision": ("imprint.export.torchvision_names", "export_torchvision"),
+    "hf": ("imprint.export.huggingface", "export_hf"),
+    "onnx": ("imprint.export.onnx_graph", "export_onnx"),
+}
+"""Format -> (module, function); imported when asked for, as some need optional packages."""
+
+
+def export(
+    encoder: Encoder | str | Path,
+    format: str,
+    out: str | Path,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> ExportResult:
+    """Write an encoder for another library, load it back there, and compare features on the same images.
+
+    Args:
+        encoder: an encoder, or what `load_encoder` takes (a run folder, an exported file, timm:NAME).
+        format: `safetensors`, `timm`, `torchvision`, `hf` or `onnx`.
+        out: file or folder to write; made when absent.
+        mean: per-channel mean of its images in [0, 1]; None takes the stored one, else ImageNet's.
+        std: per-channel standard deviation, likewise.
+        provenance: JSON-ready facts kept beside it; None takes the stored ones.
+
+    Returns:
+        Where it is, how far its features are from ours, and the Python that loads it.
+
+    Raises:
+        ConfigError: for an unknown format, or an encoder the format cannot hold.
+        MissingExtra: when the format needs a package that is absent.
+        CheckpointError: when it cannot be written, or what was written gives other numbers.
+    """
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    source = _subject(encoder, mean, std, provenance)
+    module, function = FORMATS[format]
+    write: Callable[[Subject, Path], ExportResult] = getattr(importlib.import_module(module), function)
+    return write(source, Path(out).expanduser())
+
+
+def _subject(
+    encoder: Encoder | str | Path,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    provenance: Mapping[str, Any] | None,
+) -> Subject:
+    own_mean: tuple[float, ...]
+    own_std: tuple[float, ...]
+    own_mean, own_std = IMAGENET_MEAN, IMAGENET_STD
+    if isinstance(encoder, Encoder):
+        if encoder.channels != len(own_mean):
+            own_mean, own_std = (sum(own_mean) / 3,), (sum(own_std) / 3,)
+        model = encoder
+    else:
+        model = load_encoder(encoder)
+        own_mean, own_std = load_normalise(encoder)
+        described = description_of(encoder)
+        if provenance is None and described is not None:
+            provenance = described[1].get("provenance")
+    return subject(model, tuple(mean or own_mean), tuple(std or own_std), provenance)

@@ -1,0 +1,126 @@
+"""The method contract. A method declares views, modules, a loss and what surrounds an optimizer step; the trainer owns
+device, precision, loops, optimizers, checkpoints, logging and evaluation. Depth below `Method` is 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from imprint.backbones.encoder import Encoder
+from imprint.core.progress import Progress
+from imprint.data.batch import Batch
+from imprint.data.views import Mask, View
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """Base of every method's frozen configuration; defaults are the paper's."""
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Result of one forward: a scalar loss (mean over this process's samples) and detached 0-d metrics by name."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class ParamGroup:
+    """Parameters that share optimizer settings.
+
+    Attributes:
+        name: shown in logs and kept in checkpoints.
+        params: the parameters.
+        names: their dotted names, same order.
+        lr_scale: factor on the scheduled learning rate (layer decay, patch embedding).
+        decay: whether weight decay applies.
+        constant_lr: use the schedule's `start` throughout (SimSiam's predictor).
+        adapt: whether LARS adapts the rate per parameter.
+    """
+
+    name: str
+    params: list[nn.Parameter]
+    names: list[str]
+    lr_scale: float = 1.0
+    decay: bool = True
+    constant_lr: bool = False
+    adapt: bool = True
+
+
+Clipping = Literal["global", "tensor", "module"]
+
+
+class Method(nn.Module):
+    """Base of every method. A subclass defines `Config`, `views`, `forward`, `encoder`, and what else it needs.
+
+    Attributes:
+        Config: the frozen configuration class.
+        needs_tokens: refuse encoders without patch tokens.
+        needs_labels: refuse sources without labels.
+        clipping: norm taken over all parameters, over each tensor (DINO's code), or over each direct child module.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    needs_tokens: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
+    clipping: ClassVar[Clipping] = "global"
+
+    @classmethod
+    def views(cls, cfg: MethodConfig, image_size: int) -> tuple[View, ...]:
+        """Return the views the method trains on, at the given image size."""
+        raise TypeError(f"{cls.__name__} declares no views")
+
+    @classmethod
+    def masks(cls, cfg: MethodConfig, image_size: int, patch_size: int) -> tuple[Mask, ...]:
+        """Return the masks drawn in the data path."""
+        return ()
+
+    def forward(self, batch: Batch, t: Progress) -> StepOutput:
+        """Return loss and metrics for one prepared batch at progress `t`."""
+        raise TypeError(f"{type(self).__name__} declares no forward")
+
+    def before_optimizer_step(self, t: Progress) -> None:
+        """Act on gradients after clipping, once per optimizer step, without grad (freeze a layer)."""
+
+    def after_optimizer_step(self, t: Progress) -> None:
+        """Act on weights once per optimizer step, without grad (EMA, normalisation)."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder that is evaluated and exported."""
+        raise TypeError(f"{type(self).__name__} declares no encoder")
+
+    def reconstruct(self, batch: Batch, t: Progress) -> dict[str, Tensor]:
+        """Return pictures for the report, name -> (B, C, H, W) normalised floats; empty when the method makes none."""
+        return {}
+
+    def param_groups(self) -> list[ParamGroup]:
+        """Return trainable parameters in groups: decay on matrices, none on biases, norms, tokens and positions."""
+        return split_decay(self.named_parameters())
+
+
+NO_DECAY_NAMES = ("pos_embed", "cls_token", "reg_token", "mask_token", "dist_token")
+
+
+def split_decay(
+    named: Iterable[tuple[str, nn.Parameter]], *, prefix: str = "", lr_scale: float = 1.0, decay_tokens: bool = False
+) -> list[ParamGroup]:
+    """Split trainable parameters into a decayed and an undecayed group.
+
+    1-D parameters (biases, norms), tokens and positions get no weight decay and no LARS adaptation; `decay_tokens`
+    decays tokens and positions, as the public code of DINO and MAE does.
+    """
+    decayed = ParamGroup(name=f"{prefix}decay", params=[], names=[], lr_scale=lr_scale)
+    plain = ParamGroup(name=f"{prefix}no_decay", params=[], names=[], lr_scale=lr_scale, decay=False, adapt=False)
+    for name, parameter in named:
+        if not parameter.requires_grad:
+            continue
+        bare = parameter.ndim <= 1 or (not decay_tokens and name.rsplit(".", 1)[-1] in NO_DECAY_NAMES)
+        group = plain if bare else decayed
+        group.params.append(parameter)
+        group.names.append(name)
+    return [g for g in (decayed, plain) if g.params]

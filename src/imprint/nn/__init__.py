@@ -1,0 +1,1 @@
+"""Floor 3: parts with state that methods are composed of."""

@@ -1,0 +1,44 @@
+"""Find a recipe by name: `dino`, `dino/small`, `dino/paper`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from types import ModuleType
+
+from imprint.core.errors import unknown
+from imprint.methods.catalog import row
+from imprint.train.config import RunConfig
+
+DEFAULT = "small"
+
+
+def recipe(spec: str, *, image_size: int | None = None) -> RunConfig:
+    """Return the configuration a recipe stands for.
+
+    Args:
+        spec: `METHOD` (its small-scale recipe) or `METHOD/RECIPE`.
+        image_size: side of the largest view in pixels; the recipe fits patch size, stem, crops and blur to it.
+            None takes the recipe's own.
+
+    Raises:
+        ConfigError: for an unknown method or recipe, naming the nearest.
+    """
+    method, _, name = spec.partition("/")
+    name = name or DEFAULT
+    module = _module(method)
+    if name not in module.__all__:
+        raise unknown(f"recipe of {method}", name, module.__all__)
+    make = getattr(module, name)
+    config: RunConfig = make() if image_size is None else make(image_size)
+    return dataclasses.replace(config, name=method, recipe=name)
+
+
+def recipes_of(method: str) -> dict[str, str]:
+    """Return the recipes of a method: name -> first line of its docstring."""
+    module = _module(method)
+    return {name: (getattr(module, name).__doc__ or "").strip().splitlines()[0] for name in module.__all__}
+
+
+def _module(method: str) -> ModuleType:
+    return importlib.import_module(f"imprint.recipes.{row(method).name}")

@@ -1,0 +1,86 @@
+"""Number formats of a run: which one autocast uses, whether gradients are scaled, and the memory format of images."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from imprint.core.errors import ConfigError
+from imprint.data.batch import Batch
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How forward and backward compute.
+
+    Attributes:
+        name: fp32, bf16 or fp16.
+        device: where.
+        scaler: scales the loss so that fp16 gradients do not vanish, or None.
+        channels_last: images and convolution weights are stored channels last.
+    """
+
+    name: str
+    device: torch.device
+    scaler: torch.amp.GradScaler | None
+    channels_last: bool
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context of a forward pass."""
+        if self.name == "fp32":
+            return contextlib.nullcontext()
+        dtype = torch.bfloat16 if self.name == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    def laid_out(self, batch: Batch) -> Batch:
+        """Return the batch with images (V, B, C, H, W) stored channels last when that is asked for.
+
+        The move is made on the small integers of the host batch, a quarter of the bytes of its floats.
+        """
+        if not self.channels_last:
+            return batch
+        views = {
+            name: view.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) for name, view in batch.views.items()
+        }
+        return replace(batch, views=views)
+
+
+def choose_precision(name: str, device: torch.device, channels_last: bool | None, convolutional: bool) -> Precision:
+    """Settle the formats of a run.
+
+    `auto` is bf16 on CUDA GPUs that compute in it (Ampere and later), else fp32. Channels last is the default for
+    convolutional encoders on the CPU and on CUDA, where the fast kernels want it, and for nothing else.
+
+    Raises:
+        ConfigError: for a format that the device lacks.
+    """
+    fast_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    if name == "auto":
+        name = "bf16" if fast_bf16 else "fp32"
+    if name == "bf16" and device.type == "cuda" and not fast_bf16:
+        raise ConfigError("precision bf16: this GPU is older than Ampere and has no bf16; use --precision fp16 or fp32.")
+    if name == "fp16" and device.type == "cpu":
+        raise ConfigError("precision fp16 is made for GPUs; on a CPU use --precision fp32 or bf16.")
+    scaler = torch.amp.GradScaler(device.type) if name == "fp16" and device.type == "cuda" else None
+    if channels_last is None:
+        channels_last = convolutional and device.type in ("cpu", "cuda")
+    return Precision(name, device, scaler, channels_last)
+
+
+def set_numerics(device: torch.device) -> None:
+    """Ask torch for kernels that give the same bits in every run, and for TF32 in fp32 products on CUDA."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that would cost a pass over memory
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        torch.set_float32_matmul_precision("high")
+
+
+def to_channels_last(module: nn.Module) -> None:
+    """Store the 4-d weights of a module channels last, in place."""
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

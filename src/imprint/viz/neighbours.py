@@ -1,0 +1,74 @@
+"""Nearest neighbours in the embedding: for a few images, the ones the encoder holds to be most alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from imprint.viz.raster import Picture, save_png, sheet, thumbnail
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """One query and its neighbours, nearest first; all numbers are rows of the table.
+
+    Attributes:
+        query: row of the query.
+        rows: rows of the neighbours.
+        similarity: cosines, same order.
+    """
+
+    query: int
+    rows: tuple[int, ...]
+    similarity: tuple[float, ...]
+
+
+def unit_rows(features_ND: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the rows at length 1 (zero and non-finite rows become zero)."""
+    clean = np.nan_to_num(np.asarray(features_ND, dtype=np.float32), posinf=0.0, neginf=0.0)
+    norm = np.linalg.norm(clean, axis=1, keepdims=True)
+    return np.asarray(clean / np.maximum(norm, 1e-12), dtype=np.float32)
+
+
+def nearest_rows(features_ND: npt.NDArray[np.float32], queries: Sequence[int], k: int = 8) -> list[Neighbourhood]:
+    """Return the `k` rows of largest cosine similarity for each query, the query itself left out."""
+    unit = unit_rows(features_ND)
+    k = min(k, len(unit) - 1)
+    if k < 1:
+        return []
+    index = np.asarray(queries, dtype=np.int64)
+    cosine = unit[index] @ unit.T
+    cosine[np.arange(len(index)), index] = -np.inf
+    top = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
+    order = np.argsort(-np.take_along_axis(cosine, top, 1), axis=1, kind="stable")
+    top = np.take_along_axis(top, order, 1)
+    values = np.take_along_axis(cosine, top, 1)
+    return [
+        Neighbourhood(int(q), tuple(map(int, rows)), tuple(float(v) for v in row))
+        for q, rows, row in zip(index, top, values, strict=True)
+    ]
+
+
+def spread_queries(labels_N: npt.NDArray[np.int64] | None, count: int, rows: int) -> list[int]:
+    """Return `count` rows to ask for: in turn one of every class, or evenly spread without labels."""
+    if labels_N is None:
+        return list(dict.fromkeys(int(i) for i in np.linspace(0, rows - 1, min(count, rows)).round()))
+    order = np.argsort(labels_N, kind="stable")
+    labels = labels_N[order]
+    starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]])
+    turn = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    return [int(r) for r in order[np.lexsort((labels, turn))][:count]]
+
+
+def neighbours_sheet(hoods: Sequence[Neighbourhood], images: Sequence[Picture], side: int = 72) -> Picture:
+    """Return a sheet: per row the query, then its neighbours."""
+    return sheet([[thumbnail(images[r], side) for r in (hood.query, *hood.rows)] for hood in hoods])
+
+
+def save_neighbours(hoods: Sequence[Neighbourhood], images: Sequence[Picture], path: str | Path) -> Path:
+    """Write the sheet as a PNG file."""
+    return save_png(neighbours_sheet(hoods, images), path)
