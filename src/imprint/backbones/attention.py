@@ -25,7 +25,7 @@ def attention_probabilities(block: nn.Module, tokens_BTD: Tensor, rope: Tensor |
     Raises:
         ConfigError: when the block's attention is of a kind that has no such probabilities.
     """
-    from timm.layers import Attention, AttentionRope
+    from timm.layers.attention import Attention, AttentionRope
     from timm.models.eva import EvaAttention, EvaBlockPostNorm
     from timm.models.vision_transformer import ResPostBlock
 
@@ -57,7 +57,7 @@ def _queries_and_keys(attn: Any, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rotate(attn: Any, x_BhTd: Tensor, rope: Tensor) -> Tensor:
-    from timm.layers import apply_rot_embed_cat
+    from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 
     prefix = attn.num_prefix_tokens
     turned = apply_rot_embed_cat(x_BhTd[:, :, prefix:], rope, half=getattr(attn, "rotate_half", False))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -37,6 +39,26 @@ def infer_config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
         f"{source}: its weights do not tell which model they are of. Name it: "
         f"build_encoder(NAME, image_size=N, weights='{source}'), or --encoder NAME --encoder.weights FILE."
     )
+
+
+def config_beside(folder: Path, state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+    """Return arguments for `build_encoder` for a folder in timm's or transformers' layout, from its config.json.
+
+    Raises:
+        CheckpointError: when neither the file nor the weights tell the model.
+    """
+    path = folder / "config.json"
+    described = json.loads(path.read_text()) if path.is_file() else {}
+    if "architecture" in described:  # timm, and transformers' TimmWrapper
+        arguments = dict(described.get("model_args") or {})
+        channels, height, _ = described["pretrained_cfg"]["input_size"]
+        own = {"image_size": arguments.pop("img_size", height), "channels": arguments.pop("in_chans", channels)}
+        own["patch_size"] = arguments.pop("patch_size", None)
+        return {"name": described["architecture"], **own, "arch": arguments}
+    config = infer_config(state, source)
+    if "num_attention_heads" in described and "num_heads" in config.get("arch", {}):
+        config["arch"]["num_heads"] = described["num_attention_heads"]
+    return config
 
 
 def _vit(state: State) -> dict[str, Any] | None:

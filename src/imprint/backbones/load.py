@@ -84,9 +84,11 @@ def stored_config(name: str) -> dict[str, Any]:
     described = description_of(name)
     if described is not None:
         return dict(described[1]["encoder"])
-    from imprint.backbones.infer import infer_config
+    from imprint.backbones.infer import config_beside, infer_config
 
-    return infer_config(read_state(name), name)
+    path = Path(name).expanduser()
+    state = read_state(path)
+    return config_beside(path, state, name) if path.is_dir() else infer_config(state, name)
 
 
 def stored_weights(name: str) -> Path:

@@ -20,9 +20,9 @@ from imprint.backbones.attention import attention_probabilities
 from imprint.backbones.encoder import Features
 from imprint.backbones.timm_encoder import TimmEncoder
 from imprint.core.errors import ConfigError
-from imprint.ops.positions import interpolate_positions, sincos_2d
+from imprint.ops.positions import Style, interpolate_positions, sincos_2d
 
-POSITION_STYLE = "dino"
+POSITION_STYLE: Style = "dino"
 """How learned positions are resized: bicubic without antialiasing by the scale (g + 0.1) / g0, as DINO and DINOv2 do.
 
 timm's `dynamic_img_size` antialiases instead: at the built image size the two agree, away from it they differ slightly.
@@ -50,11 +50,10 @@ class TimmViT(TimmEncoder):
         self.patch_size = int(described.patch_embed.feat_ratio())
         if not isinstance(getattr(described, "patch_drop", None) or nn.Identity(), nn.Identity):
             raise ConfigError(f"'{self.name}': patch_drop_rate is timm's own patch dropping; use `keep` instead.")
-        self.mask_token: nn.Parameter | None = None
+        self.mask_token: nn.Parameter | None
+        self.register_parameter("mask_token", None)
         self._native_grid: tuple[int, int] = tuple(described.patch_embed.grid_size)
         self._grad_checkpointing = False
-        prefix = [getattr(described, name, None) is not None for name in ("cls_token", "dist_token")]
-        self._special_tokens = sum(prefix)
         positions = getattr(described, "pos_embed", None)
         self.position_prefix = 0 if positions is None else positions.shape[1] - described.patch_embed.num_patches
         if config.get("positions") == "sincos":
@@ -164,7 +163,9 @@ class TimmViT(TimmEncoder):
         positions_1TD: Tensor | None = getattr(self.model, "pos_embed", None)
         if positions_1TD is None or grid == self._native_grid:
             return positions_1TD
-        return interpolate_positions(positions_1TD, grid, style=POSITION_STYLE, prefix=self.position_prefix)
+        return interpolate_positions(
+            positions_1TD, grid, style=POSITION_STYLE, prefix=self.position_prefix, source=self._native_grid
+        )
 
     def _prefix(self, positions_1TD: Tensor | None) -> Tensor | None:
         names = ("cls_token", "dist_token", "reg_token")
@@ -193,10 +194,6 @@ class TimmViT(TimmEncoder):
         model: Any = self.model
         if getattr(model, "pos_embed", None) is None:
             raise ConfigError(f"'{self.name}' adds no positions to its tokens, so positions='sincos' does not apply.")
-        if self.embed_dim % 4:
-            raise ConfigError(
-                f"2-d sin-cos positions need a width that is a multiple of 4, '{self.name}' has {self.embed_dim}."
-            )
         table_ND = sincos_2d(self.embed_dim, self._native_grid)
         with torch.no_grad():
             model.pos_embed.zero_()

@@ -41,7 +41,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         own = option_lines(fields.protocol_fields(protocol)) if protocol is not None else []
         print(parser.format_help() + "\n".join(["", f"options of {protocol}:", *own] if own else []))
         raise SystemExit(0)
-    if pairs and rest and not rest[0].startswith("-"):
+    if rest and not rest[0].startswith("-"):  # a misspelt protocol or option is named before a missing one
         overrides.check_names(pairs, fields.protocol_fields(rest[0]), parser.options(), PROG)
     args = parser.parse(rest)
     overrides.check_names(pairs, fields.protocol_fields(args.protocol), parser.options(), PROG)
@@ -72,7 +72,9 @@ def table(report: Report) -> str:
     lines = [f"{report.protocol} of {report.encoder}"]
     width = max(map(len, report.metrics), default=0)
     for name, metric in report.metrics.items():
-        interval = f"  [{metric.low:.2f}, {metric.high:.2f}]" if metric.low is not None and metric.high is not None else ""
+        interval = (
+            f"  [{metric.low:.2f}, {metric.high:.2f}]" if metric.low is not None and metric.high is not None else ""
+        )
         count = f"  n={metric.n}" if metric.n is not None else ""
         mark = "*" if name == report.main else " "
         lines.append(f"{mark} {name:<{width}}  {metric.value:8.3f}{interval}{count}")

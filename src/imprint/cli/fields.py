@@ -13,7 +13,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import imprint
 from imprint.evals import catalog as protocols
 from imprint.methods import catalog
 
@@ -106,24 +105,41 @@ def _collect(
     found: list[Field],
     groups: list[Group],
 ) -> None:
-    for field_name, annotation, default, line in _own_fields(module, name):
-        if not prefix and field_name in FIXED:
+    for own in _own_fields(module, name):
+        if not prefix and own.name in FIXED:
             continue
-        dotted = f"{prefix}{field_name}".replace("_", "-")
-        target = method if dotted == "method" else _struct(module, annotation)
+        dotted = f"{prefix}{own.name}".replace("_", "-")
+        target = method if dotted == "method" else _struct(own.module, own.annotation)
         if target is not None:
-            groups.append(Group(dotted, target[1], default, line))
+            groups.append(Group(dotted, target[1], own.default, own.line))
             _collect(*target, f"{dotted}.", method, found, groups)
         elif dotted != "method":
-            kind = _kind(module, annotation)
-            found.append(Field(dotted, kind, default, line, prefix.removesuffix(".")))
+            kind = _kind(own.module, own.annotation)
+            found.append(Field(dotted, kind, own.default, own.line, prefix.removesuffix(".")))
+
+
+@dataclass(frozen=True)
+class _Own:
+    """A field as a class writes it, and the module whose names its annotation uses."""
+
+    name: str
+    module: str
+    annotation: ast.expr
+    default: str
+    line: str
 
 
 @functools.cache
 def _tree(module: str) -> ast.Module:
-    base = Path(imprint.__file__).parent.joinpath(*module.split(".")[1:])
+    base = Path(__file__).parents[1].joinpath(*module.split(".")[1:])
     path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
     return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _find_class(module: str, name: str) -> tuple[str, ast.ClassDef] | None:
+    """Return where a class is defined, following imports, and its tree."""
+    place = _find(module, name)
+    return (place[0], place[1]) if place is not None and isinstance(place[1], ast.ClassDef) else None
 
 
 def _find(module: str, name: str) -> tuple[str, ast.ClassDef | ast.expr] | None:
@@ -144,29 +160,29 @@ def _struct(module: str, annotation: ast.expr) -> tuple[str, str] | None:
     """Return (module, class) when the annotation is a configuration class, else None."""
     if not isinstance(annotation, ast.Name) or annotation.id in _DURATIONS:
         return None
-    place = _find(module, annotation.id)
-    if place is None or not isinstance(place[1], ast.ClassDef):
+    place = _find_class(module, annotation.id)
+    if place is None:
         return None
     is_dataclass = any("dataclass" in ast.unparse(d) for d in place[1].decorator_list)
     return (place[0], place[1].name) if is_dataclass else None
 
 
-def _own_fields(module: str, name: str) -> list[tuple[str, ast.expr, str, str]]:
-    """Return (name, annotation, default, docstring line) of a configuration class, inherited fields first."""
-    place = _find(module, name)
-    if place is None or not isinstance(place[1], ast.ClassDef):
+def _own_fields(module: str, name: str) -> list[_Own]:
+    """Return the fields of a configuration class, inherited ones first."""
+    place = _find_class(module, name)
+    if place is None:
         return []
     home, node = place
-    result: dict[str, tuple[str, ast.expr, str, str]] = {}
+    result: dict[str, _Own] = {}
     for base in node.bases:
         if isinstance(base, ast.Name):
-            result |= {row[0]: row for row in _own_fields(home, base.id)}
+            result |= {own.name: own for own in _own_fields(home, base.id)}
     lines = _attribute_lines(ast.get_docstring(node) or "")
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             if "ClassVar" not in ast.unparse(item.annotation):
                 key = item.target.id
-                result[key] = (key, item.annotation, _default(item.value), lines.get(key, ""))
+                result[key] = _Own(key, home, item.annotation, _default(item.value), lines.get(key, ""))
     return list(result.values())
 
 
@@ -188,16 +204,19 @@ def _attribute_lines(docstring: str) -> dict[str, str]:
 
 
 def _default(value: ast.expr | None) -> str:
+    """Return a default as text: durations and names as they are typed, anything else as it is written."""
+    if isinstance(value, ast.Call) and ast.unparse(value.func).endswith("field"):
+        given = {keyword.arg: keyword.value for keyword in value.keywords}
+        factory = given.get("default_factory")
+        if factory is not None:
+            return ast.unparse(factory.body) if isinstance(factory, ast.Lambda) else f"{ast.unparse(factory)}()"
+        value = given.get("default")
     if value is None:
         return ""
-    if isinstance(value, ast.Call) and ast.unparse(value.func).endswith("field"):
-        for keyword in value.keywords:
-            if keyword.arg == "default":
-                return ast.unparse(keyword.value)
-            if keyword.arg == "default_factory":
-                factory = keyword.value
-                return ast.unparse(factory.body) if isinstance(factory, ast.Lambda) else f"{ast.unparse(factory)}()"
-        return ""
+    if isinstance(value, ast.Constant) and isinstance(value.value, str):
+        return value.value
+    if isinstance(value, ast.Call) and ast.unparse(value.func) in ("Epochs", "Steps"):
+        return f"{ast.unparse(value.args[0])}{'ep' if ast.unparse(value.func) == 'Epochs' else 'st'}"
     return ast.unparse(value)
 
 
@@ -205,8 +224,8 @@ def _kind(module: str, annotation: ast.expr) -> str:
     """Return a short name of a type: Literal['a', 'b'] is `a|b`, an alias is what it stands for."""
     if isinstance(annotation, ast.Name) and annotation.id not in _DURATIONS:
         place = _find(module, annotation.id)
-        if place is not None and not isinstance(place[1], ast.ClassDef):
-            return _kind(*place)
+        if place is not None and isinstance(place[1], ast.expr):
+            return _kind(place[0], place[1])
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
         choices = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
         return "|".join(str(ast.literal_eval(choice)) for choice in choices)
@@ -217,14 +236,14 @@ def _kind(module: str, annotation: ast.expr) -> str:
 
 def _config_class(module: str, name: str) -> tuple[str, str] | None:
     """Return (module, class) of the configuration that a method's or protocol's class names as its `Config`."""
-    place = _find(module, name)
-    if place is None or not isinstance(place[1], ast.ClassDef):
+    place = _find_class(module, name)
+    if place is None:
         return None
     for item in place[1].body:
         targets = item.targets if isinstance(item, ast.Assign) else [getattr(item, "target", None)]
         value = getattr(item, "value", None)
         if any(isinstance(t, ast.Name) and t.id == "Config" for t in targets) and value is not None:
-            config = _find(module, ast.unparse(value))
-            if config is not None and isinstance(config[1], ast.ClassDef):
+            config = _find_class(module, ast.unparse(value))
+            if config is not None:
                 return config[0], config[1].name
     return None

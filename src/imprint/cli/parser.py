@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         # The base class turns only its own error types into a message with the option's name.
         try:
-            return super()._get_values(action, arg_strings)  # type: ignore[misc]
+            return super()._get_values(action, arg_strings)
         except ConfigError as problem:
             name = action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest)
             raise ConfigError(f"{name}: {problem}") from None

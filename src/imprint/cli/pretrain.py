@@ -120,9 +120,7 @@ def run(args: argparse.Namespace) -> int:
     return train_and_report(config, args.out or resolve.free_folder(folder))
 
 
-def train_and_report(
-    config: RunConfig | None, out: Path, *, resume: bool = False, extend: Epochs | None = None
-) -> int:
+def train_and_report(config: RunConfig | None, out: Path, *, resume: bool = False, extend: Epochs | None = None) -> int:
     """Run the training and leave the report beside it."""
     from imprint.train.entry import pretrain_run
 

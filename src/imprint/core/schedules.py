@@ -67,7 +67,10 @@ class Schedule:
             return self.start
         if self.shape == "milestones":
             return self.start * self.gamma ** sum(step >= t.steps(m) for m in self.milestones)
-        length = int(t.total_steps * self.stretch) - freeze - warmup
+        total = t.total_steps * self.stretch
+        if self.shape == "cosine":
+            total = int(total)  # I-JEPA's code rounds the cosine's length down, and not the straight line's
+        length = total - freeze - warmup
         u = min(1.0, (step - freeze - warmup) / max(1, length))
         if self.shape == "linear":
             return self.start + (self.end - self.start) * u

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from imprint.core.errors import BadImage, DataError
 from imprint.data.headers import Layout
-from imprint.data.sources import Labels, Sample, Source, digest, spread
+from imprint.data.labels import as_numpy, read_labels
+from imprint.data.sources import Sample, Source, digest, spread
 
 Order = Literal["hwc", "chw"]
 _MOST_CHANNELS = 16  # an axis this short counts as channels when the order is not given
@@ -48,10 +49,11 @@ class ArraySource(Source):
     ) -> None:
         self.spec = name
         whole = not isinstance(images, (list, tuple))
-        self._images: Any = as_numpy(images) if whole else [as_numpy(x) for x in images]
-        if whole and self._images.ndim not in (3, 4):
+        stack: Any = as_numpy(images) if whole else [as_numpy(x) for x in images]
+        self._images = stack
+        if whole and stack.ndim not in (3, 4):
             raise DataError(
-                f"{name}: images have the shape {self._images.shape}; expected (N, H, W, C), (N, C, H, W) or (N, H, W)."
+                f"{name}: images have the shape {stack.shape}; expected (N, H, W, C), (N, C, H, W) or (N, H, W)."
             )
         if len(self._images) == 0:
             raise DataError(f"{name}: there are no images.")
@@ -147,41 +149,6 @@ def open_arrays(path: Path) -> ArraySource:
     names = arrays.get("classes")
     classes = () if names is None else tuple(x.decode() if isinstance(x, bytes) else str(x) for x in names.tolist())
     return ArraySource(images, labels, classes=classes, name=os.fspath(path))
-
-
-def as_numpy(images: Any) -> npt.NDArray[Any]:
-    """Return the numpy view of an array or a tensor."""
-    if hasattr(images, "detach"):
-        images = images.detach().cpu().numpy()
-    return images if isinstance(images, np.ndarray) else np.asarray(images)
-
-
-def read_labels(
-    labels: npt.ArrayLike | None, size: int, where: str, classes: Sequence[str] = ()
-) -> tuple[tuple[str, ...], Labels | None]:
-    """Turn ints or names into (classes, int64 labels); names are numbered in sorted order.
-
-    Raises:
-        DataError: when there are not `size` of them, or an int has no class.
-    """
-    if labels is None:
-        return (), None
-    values = as_numpy(labels).reshape(-1)
-    if values.size != size:
-        raise DataError(f"{where}: {values.size} labels for {size} images.")
-    if np.issubdtype(values.dtype, np.integer):
-        numbers = values.astype(np.int64)
-        if numbers.size and numbers.min() < 0:
-            raise DataError(f"{where}: labels must not be negative, found {int(numbers.min())}.")
-        count = int(numbers.max()) + 1 if numbers.size else 0
-        names = tuple(classes) or tuple(str(k) for k in range(count))
-        if len(names) < count:
-            raise DataError(f"{where}: label {count - 1} has no name; {len(names)} classes were given.")
-        return names, numbers
-    if values.dtype.kind not in "USO":
-        raise DataError(f"{where}: labels are {values.dtype}; give ints or names.")
-    words, numbers = np.unique(values.astype(str), return_inverse=True)
-    return tuple(words.tolist()), numbers.astype(np.int64).reshape(-1)
 
 
 def _order(shape: tuple[int, ...], name: str) -> Order:

@@ -2,7 +2,8 @@
 
 A cache file is one blob: a magic word, a JSON table of arrays, and the arrays themselves, aligned, so that opening it
 is a memory map. It is written aside and renamed, so processes that build the same file at once do not clash: each
-reads a whole file, whoever wrote it.
+reads a whole file, whoever wrote it. Nothing is synced to disk: a file that a power cut left short fails the check of
+its length and is built again.
 """
 
 from __future__ import annotations
@@ -109,8 +110,6 @@ def write_cache(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> bool:
                 file.seek(start + table[name]["at"])
                 file.write(np.ascontiguousarray(array).data if array.size else b"")
             file.truncate(start + position)
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         log.warning("the cache at %s cannot be written (%s); going on without it", path.parent, error)

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from imprint.core.errors import DataError
-from imprint.data.compact import Names
 from imprint.data.index import Tree, indexed
-from imprint.data.sources import Labels, Sample, Source, digest, spread
+from imprint.data.labels import labels_of_dirs
+from imprint.data.sources import Sample, Source, digest, spread
 
-SPLIT_NAMES = frozenset(("train", "training", "val", "valid", "validation", "test", "testing", "dev", "unlabeled"))
-"""First-level folders of these names are splits, not classes."""
+
+_SHARDS = ("*.tar", "*.zip", "*.parquet")
 
 
 class FolderSource(Source):
@@ -32,10 +32,15 @@ class FolderSource(Source):
         self._top = os.fsencode(self.root.resolve()) + b"/"
         self.classes, self.labels = labels_of_dirs(self.tree.dirs, np.diff(self.tree.starts))
         if len(self.tree) == 0:
-            raise DataError(
-                f"the folder '{self.root}' holds no images. Looked for files such as .jpg, .png, .tif, .webp and .npy "
-                "in it and in all its subfolders."
-            )
+            raise self._nothing()
+
+    def _nothing(self) -> DataError:
+        shards = next((f"'{self.root / pattern}'" for pattern in _SHARDS if any(self.root.glob(pattern))), None)
+        hint = f" It has shards, though: give them as {shards}." if shards else ""
+        return DataError(
+            f"the folder '{self.root}' holds no images. Looked for files such as .jpg, .png, .tif, .webp and .npy in "
+            f"it and in all its subfolders.{hint}"
+        )
 
     def __len__(self) -> int:
         """Return the number of files."""
@@ -67,20 +72,3 @@ class FolderSource(Source):
             facts[row] = stat.st_size, stat.st_mtime_ns
         tree = self.tree
         return digest(tree.names.blob, tree.names.offsets, tree.dirs.blob, tree.dirs.offsets, tree.starts, facts)
-
-
-def labels_of_dirs(
-    dirs: Names, counts: np.ndarray[tuple[int], np.dtype[np.int64]]
-) -> tuple[tuple[str, ...], Labels | None]:
-    """Return classes and labels of files grouped by directory (relative path, number of files), or no labels."""
-    tops = [name.partition(b"/")[0] for name in dirs]
-    full = np.asarray(counts) > 0
-    used = sorted({top for top, any_file in zip(tops, full, strict=True) if any_file})
-    total = int(np.sum(counts))
-    if len(used) < 2 or b"" in used or total < 2 * len(used):
-        return (), None
-    if all(top.lower().decode("utf-8", "replace") in SPLIT_NAMES for top in used):
-        return (), None
-    position = {top: k for k, top in enumerate(used)}
-    of_dir = np.array([position.get(top, -1) for top in tops], dtype=np.int64)
-    return tuple(os.fsdecode(top) for top in used), np.repeat(of_dir, counts)

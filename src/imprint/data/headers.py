@@ -60,7 +60,7 @@ def _tiff(sample: bytes) -> Layout:
 
     try:
         with tifffile.TiffFile(io.BytesIO(sample)) as file:
-            page = file.pages[0]
+            page = file.pages.first
             channels, bits, colour = int(page.samplesperpixel), int(page.bitspersample), int(page.photometric)
     except Exception as error:  # a damaged directory surfaces as almost any type
         raise BadImage("corrupt", f"tiff header: {error}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from bisect import bisect_left
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -217,18 +218,25 @@ def _listed(path: bytes) -> tuple[list[bytes], list[bytes], list[bytes]]:
     names: list[bytes] = []
     subdirs: list[bytes] = []
     links: list[bytes] = []
+    known: dict[bytes, bool] = {}  # the last five bytes decide, and a folder has few different ones
     with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
+            tail = name[-5:]
+            image = known.get(tail)
+            if image is None:
+                image = known[tail] = tail.lower().endswith(_SUFFIXES)
             if entry.is_dir(follow_symlinks=False):
-                if name[:1] != b"." and name != b"__MACOSX":
-                    subdirs.append(name)
-            elif name.lower().endswith(_SUFFIXES):
-                if name[:1] != b".":
-                    names.append(name)
-            elif entry.is_symlink() and name[:1] != b".":
+                subdirs.append(name)
+            elif image:
+                names.append(name)
+            elif entry.is_symlink():
                 links.append(name)
+    return _visible(names), [n for n in _visible(subdirs) if n != b"__MACOSX"], _visible(links)
+
+
+def _visible(names: list[bytes]) -> list[bytes]:
     names.sort()
-    subdirs.sort()
-    links.sort()
-    return names, subdirs, links
+    first, last = bisect_left(names, b"."), bisect_left(names, b"/")  # '/' follows '.': the hidden ones lie together
+    del names[first:last]
+    return names

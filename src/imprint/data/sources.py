@@ -201,10 +201,10 @@ def digest(*parts: str | bytes | npt.NDArray[Any]) -> str:
     """Return a 128-bit hex digest over words and arrays, with their boundaries."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        if isinstance(data, np.ndarray):
-            state.update(f"{data.dtype.str}{data.shape}".encode())
-            data = np.ascontiguousarray(data).view(np.uint8).reshape(-1).data if data.size else b""
+        data: Any = part.encode() if isinstance(part, str) else part
+        if isinstance(part, np.ndarray):
+            state.update(f"{part.dtype.str}{part.shape}".encode())
+            data = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data if part.size else b""
         state.update(len(data).to_bytes(8, "little"))
         state.update(data)
     return state.hexdigest()

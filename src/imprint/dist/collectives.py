@@ -111,6 +111,15 @@ def broadcast_object(value: T, source: int = 0) -> T:
     return received
 
 
+def gather_objects(value: T) -> list[T]:
+    """Return the values of all processes, by rank."""
+    if _alone():
+        return [value]
+    gathered: list[Any] = [None] * torch_dist.get_world_size()
+    torch_dist.all_gather_object(gathered, value)
+    return gathered
+
+
 def barrier() -> None:
     """Wait until every process is here."""
     any_process(False)

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from imprint.backbones.encoder import Encoder
 from imprint.core.errors import ConfigError, unknown
 from imprint.data.batch import Normalise
@@ -35,7 +37,8 @@ def evaluate(
 
     Args:
         protocol: `knn`, `linear`, `labelfree`.
-        encoder: a run folder, an exported file, `timm:NAME`, `random:NAME` (untrained), `pixels` (raw pixels as the baseline), or an Encoder.
+        encoder: a run folder, an exported file, `timm:NAME`, `random:NAME` (untrained), `pixels` (raw pixels as the
+            baseline), or an Encoder.
         train: SRC of the bank or training set; the one source of `labelfree`.
         test: SRC that is scored; not used by `labelfree`.
         out: JSON file to write the report to.
@@ -53,7 +56,10 @@ def evaluate(
         raise ConfigError(f"'{protocol}' scores a test source; add --test SRC.")
     train_source = open_source(train)
     test_source = open_source(test) if test is not None and entry.needs_test else None
-    model, own = (encoder, None) if isinstance(encoder, Encoder) else open_encoder(os.fspath(encoder), train_source, config)
+    if isinstance(encoder, Encoder):
+        model, own = encoder, None
+    else:
+        model, own = open_encoder(os.fspath(encoder), train_source, config)
     data = EvalData(train=train_source, test=test_source, normalise=normalise or own or Normalise())
     report = cls().run(model, data, config)
     report = dataclasses.replace(
@@ -73,7 +79,9 @@ def open_encoder(spec: str, source: Source, config: ProtocolConfig) -> tuple[Enc
     from imprint.backbones.load import load_encoder, load_normalise
 
     mean, std = load_normalise(spec)
-    return load_encoder(spec), Normalise(tuple(mean), tuple(std))
+    with torch.random.fork_rng(devices=[]):  # an untrained encoder (random:NAME) is the same one each time
+        torch.manual_seed(config.seed)
+        return load_encoder(spec), Normalise(tuple(mean), tuple(std))
 
 
 def config_from(cls: type[ProtocolConfig], options: Mapping[str, Any]) -> ProtocolConfig:
@@ -86,7 +94,8 @@ def config_from(cls: type[ProtocolConfig], options: Mapping[str, Any]) -> Protoc
     for name in options:
         if name not in known:
             raise unknown("option", name, known)
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    return cls(**values)
 
 
 def _command(

@@ -83,7 +83,7 @@ class FeatureTable:
 
 
 def evaluation_view(image_size: int) -> View:
-    """Return the plain view: shorter side resized to 256/224 of the crop, centre cut; no margin at 64 pixels or fewer."""
+    """Return the plain view: shorter side at 256/224 of the crop, centre cut; no margin up to 64 pixels."""
     resize = image_size if image_size <= SMALL_SIDE else round(image_size * 256 / 224)
     return View(name="eval", crop=CenterCrop(size=image_size, resize=resize))
 
@@ -264,7 +264,8 @@ def extract(
             np.save(folder / "index.npy", index)
         found = feature_cache.load(key)
         if found is None:
-            raise DataError(f"the cache folder {feature_cache.cache_folder()} loses what is written to it; use cache=False.")
+            where = feature_cache.cache_folder()
+            raise DataError(f"the cache folder {where} loses what is written to it; use cache=False.")
     return _table(source, *found)
 
 

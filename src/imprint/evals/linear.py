@@ -130,10 +130,10 @@ def moments(features_ND: Tensor, rows_N: Tensor, chunk: int = 8192) -> tuple[Ten
     """Return mean (D) and 1 / sqrt(variance + 1e-6) (D) over some rows, float32, accumulated in float64."""
     total = features_ND.new_zeros(features_ND.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
-    for rows in rows_N.split(chunk):
+    for rows in torch.split(rows_N, chunk):
         total += features_ND[rows].sum(0, dtype=torch.float64)
     mean = total / len(rows_N)
-    for rows in rows_N.split(chunk):
+    for rows in torch.split(rows_N, chunk):
         squares += (features_ND[rows].double() - mean).square_().sum(0)
     return mean.float(), (squares / len(rows_N) + 1e-6).rsqrt().float()
 
@@ -160,19 +160,19 @@ def fit_heads(features_ND: Tensor, labels_N: Tensor, rows_N: Tensor, classes: in
     peak_G1 = torch.tensor([[lr * batch / 256] for lr, _ in grid], device=place)
     decay_G1 = torch.tensor([[wd] for _, wd in grid], device=place)
     decays = any(wd > 0 for _, wd in grid)
-    flat = weight.view(depth, -1)
+    flat, flat_m = weight.view(depth, -1), weight_m.view(depth, -1)
     step = 0
     for epoch in range(config.epochs):
         generator = torch.Generator().manual_seed(seed_of(config.seed, "linear-order", epoch))
         order = rows_N[torch.randperm(len(rows_N), generator=generator).to(rows_N.device)]
-        for rows in order.split(batch):
+        for rows in torch.split(order, batch):
             x = (features_ND[rows.to(features_ND.device)].to(place) - mean).mul_(scale)
             y = labels_N[rows.to(place)]
             p = torch.addmm(bias.view(-1), x, flat).view(-1, len(grid), classes).softmax(2)
-            p.scatter_add_(2, y[:, None, None].expand(-1, len(grid), 1), p.new_full((1, 1, 1), -1.0).expand(len(y), len(grid), 1))
-            p.mul_(1.0 / len(y))
+            own = y[:, None, None].expand(-1, len(grid), 1)
+            p.scatter_add_(2, own, p.new_full((1, 1, 1), -1.0).expand_as(own)).mul_(1.0 / len(y))
             rate = peak_G1 * (-0.5 * (1.0 + math.cos(math.pi * step / total)))
-            torch.addmm(weight_m.view(depth, -1), x.t(), p.view(len(y), -1), beta=config.momentum, out=weight_m.view(depth, -1))
+            flat_m.mul_(config.momentum).addmm_(x.t(), p.view(len(y), -1))
             bias_m.mul_(config.momentum).add_(p.sum(0))
             if decays:
                 weight_m.addcmul_(weight, decay_G1)
@@ -190,7 +190,7 @@ def count_hits(
     A head whose weights are not finite hits nothing and has an infinite loss.
     """
     hits, loss = [], torch.zeros(heads.weight_DGC.shape[1], device=labels_N.device)
-    for rows in rows_N.split(chunk):
+    for rows in torch.split(rows_N, chunk):
         logits = heads.logits(features_ND[rows.to(features_ND.device)])
         own = logits.gather(2, labels_N[rows.to(labels_N.device)][:, None, None].expand(-1, logits.shape[1], 1))
         # The rank of the label, ties counted against it: sound for NaN, constant and saturated logits alike.
@@ -234,7 +234,12 @@ def probe(train: FeatureTable, test: FeatureTable, config: LinearConfig) -> tupl
     sizes = np.bincount(test_labels, minlength=classes)
     names = train.classes or tuple(map(str, range(classes)))
     grid = [
-        {"lr": lr, "weight_decay": wd, "held_out_top1": round(float(held_top1[g]), 3), "held_out_loss": _finite(held_loss[g])}
+        {
+            "lr": lr,
+            "weight_decay": wd,
+            "held_out_top1": round(float(held_top1[g]), 3),
+            "held_out_loss": _finite(held_loss[g]),
+        }
         for g, (lr, wd) in enumerate(config.grid)
     ]
     details = {
@@ -244,7 +249,9 @@ def probe(train: FeatureTable, test: FeatureTable, config: LinearConfig) -> tupl
         "fit_images": len(fit_rows),
         "held_out_images": len(held_rows),
         "per_class_top1": {
-            str(name): round(100.0 * float(h) / int(n), 3) for name, h, n in zip(names, per_class, sizes, strict=True) if n
+            str(name): round(100.0 * float(h) / int(n), 3)
+            for name, h, n in zip(names, per_class, sizes, strict=True)
+            if n
         },
     }
     return metrics, details

@@ -124,7 +124,8 @@ def labels_in_train_order(train: FeatureTable, test: FeatureTable) -> npt.NDArra
     if not train.classes or not test.classes or tuple(train.classes) == tuple(test.classes):
         known = len(train.classes) or int(train.labels_N.max()) + 1
         if int(test.labels_N.max()) >= known:
-            raise DataError(f"the test source has label {int(test.labels_N.max())}; the train source has {known} classes.")
+            largest = int(test.labels_N.max())
+            raise DataError(f"the test source has label {largest}; the train source has {known} classes.")
         return test.labels_N
     position = {name: i for i, name in enumerate(train.classes)}
     present = np.unique(test.labels_N)
@@ -138,8 +139,6 @@ def labels_in_train_order(train: FeatureTable, test: FeatureTable) -> npt.NDArra
         )
     lookup = np.array([position.get(name, -1) for name in test.classes], dtype=np.int64)
     return np.asarray(lookup[test.labels_N], dtype=np.int64)
-
-
 
 
 def describe(source: Source) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from imprint.backbones.encoder import Encoder
 from imprint.backbones.load import load_encoder, load_normalise
 from imprint.backbones.stored import IMAGENET_MEAN, IMAGENET_STD, description_of
-from imprint.core.errors import unknown
+from imprint.core.errors import ConfigError, unknown
 from imprint.export.check import ExportResult, Subject, subject
 
 FORMATS: dict[str, tuple[str, str]] = {
@@ -52,10 +52,15 @@ def export(
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
+    out = Path(out).expanduser()
+    if not isinstance(encoder, Encoder):
+        stored = description_of(encoder)
+        if stored is not None and stored[0].resolve() in (out.resolve(), (out / stored[0].name).resolve()):
+            raise ConfigError(f"{stored[0]} is what would be exported; choose another place for --out.")
     source = _subject(encoder, mean, std, provenance)
     module, function = FORMATS[format]
     write: Callable[[Subject, Path], ExportResult] = getattr(importlib.import_module(module), function)
-    return write(source, Path(out).expanduser())
+    return write(source, out)
 
 
 def _subject(

@@ -5,8 +5,11 @@ Either way `transformers.AutoModel.from_pretrained(FOLDER)` loads it; the folder
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,7 @@ from imprint.backbones.timm_vit import TimmViT
 from imprint.core.errors import MissingExtra
 from imprint.export.check import ExportResult, Subject, compare, reference
 from imprint.export.recipe import refuse_cifar_stem
-from imprint.export.timm_folder import write_timm_folder
-
-_LINES = "from transformers import AutoModel\nmodel = AutoModel.from_pretrained({folder!r}).eval()"
+from imprint.export.timm_folder import spare_other_config, write_timm_folder
 
 
 def export_hf(source: Subject, out: Path) -> ExportResult:
@@ -36,6 +37,7 @@ def export_hf(source: Subject, out: Path) -> ExportResult:
         import transformers
     except ImportError as error:
         raise MissingExtra("transformers", "text", "export to the Hugging Face layout") from error
+    spare_other_config(out)
     model = _native(source)
     if model is not None:
         _write_model(model, out)
@@ -45,9 +47,10 @@ def export_hf(source: Subject, out: Path) -> ExportResult:
         write_timm_folder(source, out)
     images = source.images()
     ours = reference(source, images)
-    back: Any = transformers.AutoModel.from_pretrained(str(out)).eval()
-    with torch.no_grad():
-        theirs = back(pixel_values=images)
+    # Without this, transformers adds a random pooler to a ViT that has none.
+    options = {"add_pooling_layer": False} if isinstance(model, transformers.ViTModel) else {}
+    with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
+        theirs = transformers.AutoModel.from_pretrained(str(out), **options).eval()(pixel_values=images)
     if model is not None:
         expected = torch.cat(
             [t for t in (_first(ours.cls_BD), ours.registers_BRD, ours.patches_BND) if t is not None], 1
@@ -56,7 +59,9 @@ def export_hf(source: Subject, out: Path) -> ExportResult:
     else:
         pairs = {"pooler_output": ours.pooled_BD}, {"pooler_output": theirs.pooler_output}
     diff = compare(out, *pairs, tolerance=1e-4)
-    return ExportResult(format="hf", path=out, max_abs_diff=diff, how_to_load=_LINES.format(folder=str(out)))
+    given = "".join(f", {k}={v}" for k, v in options.items())
+    lines = f"from transformers import AutoModel\nmodel = AutoModel.from_pretrained({str(out)!r}{given}).eval()"
+    return ExportResult(format="hf", path=out, max_abs_diff=diff, how_to_load=lines)
 
 
 def _first(cls_BD: Tensor | None) -> Tensor | None:
@@ -163,10 +168,9 @@ def _value(name: str, wanted: Tensor, state: Mapping[str, Tensor]) -> Tensor:
 
 def _write_model(model: Any, out: Path) -> None:
     """Let transformers write aside, then move each file into place."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as aside:
-        model.save_pretrained(aside)
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+            model.save_pretrained(aside)
         for file in sorted(Path(aside).iterdir()):
             write_aside(out / file.name, file.read_bytes())
 

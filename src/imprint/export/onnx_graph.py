@@ -58,7 +58,7 @@ def export_onnx(source: Subject, out: Path) -> ExportResult:
         "normalise": {"mean": list(source.mean), "std": list(source.std)},
         "provenance": dict(source.provenance),
     }
-    write_aside(path.with_suffix(".json"), (json.dumps(description, indent=2) + "\n").encode())
+    write_aside(path.with_name(path.name + ".json"), (json.dumps(description, indent=2) + "\n").encode())
     worst = max(_difference(source, path, names, batch) for batch in (1, 3))
     load = f"import onnxruntime\nmodel = onnxruntime.InferenceSession({str(path)!r})"
     return ExportResult(format="onnx", path=path, max_abs_diff=worst, how_to_load=load)

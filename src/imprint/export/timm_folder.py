@@ -11,6 +11,7 @@ from torch import nn
 
 from imprint.backbones.build import published_config
 from imprint.backbones.stored import encoder_state, write_aside
+from imprint.core.errors import ConfigError
 from imprint.export.check import ExportResult, Subject, compare, reference
 from imprint.export.recipe import refuse_cifar_stem, timm_call
 
@@ -23,6 +24,7 @@ def export_timm(source: Subject, out: Path) -> ExportResult:
         CheckpointError: when it cannot be written or reads back differently.
     """
     refuse_cifar_stem(source.encoder, "timm")
+    spare_other_config(out)
     write_timm_folder(source, out)
     images = source.images()
     ours = reference(source, images)
@@ -31,6 +33,25 @@ def export_timm(source: Subject, out: Path) -> ExportResult:
     with torch.no_grad():
         diff = compare(out, {"pooled": ours.pooled_BD}, {"pooled": model(images)}, tolerance=1e-5)
     return ExportResult(format="timm", path=out, max_abs_diff=diff, how_to_load=f"import timm\nmodel = {line}.eval()")
+
+
+def spare_other_config(out: Path) -> None:
+    """Refuse a folder whose config.json is something else's (a run's), which would be overwritten.
+
+    Raises:
+        ConfigError: naming the file.
+    """
+    path = out / "config.json"
+    if not path.exists():
+        return
+    try:
+        present = json.loads(path.read_text())
+    except ValueError:
+        present = None
+    if not isinstance(present, dict) or not {"architecture", "model_type"} & present.keys():
+        raise ConfigError(
+            f"{path} is not an exported model's and would be overwritten; choose another folder for --out."
+        )
 
 
 def write_timm_folder(source: Subject, out: Path) -> None:

@@ -81,17 +81,24 @@ def nt_xent(
         return loss
 
 
+def similarity_logits(x_BD: Tensor, y_AD: Tensor, temperature: float) -> Tensor:
+    """Return cosine similarities over temperature (B, A): the logits of NT-Xent, for figures and small monitors."""
+    return F.normalize(x_BD, dim=1) @ F.normalize(y_AD, dim=1).T / temperature
+
+
 # Logits of unit vectors lie in [-1/tau, 1/tau]. Up to these bounds exp needs no shift by a maximum: sums over 10^9 keys
 # neither overflow nor lose a row to underflow.
 _EXP_SAFE = {torch.float32: 60.0, torch.float64: 600.0}
 
 
 def _unit(z1_BD: Tensor, z2_BD: Tensor) -> Tensor:
-    """Stack both views, first view first, as rows of length 1."""
+    """Stack both views, first view first, as rows of length 1; a zero row stays zero and takes no gradient."""
     z_ND = torch.cat([z1_BD, z2_BD])
     if z_ND.dtype != torch.float64:
         z_ND = z_ND.float()
-    return F.normalize(z_ND, dim=1)
+    length_N1 = torch.linalg.vector_norm(z_ND, dim=1, keepdim=True)
+    # F.normalize would hand a dead row a gradient of 1e12.
+    return z_ND * length_N1.masked_fill(length_N1 < 1e-12, math.inf).reciprocal()
 
 
 def _side(rows: int, device: torch.device) -> int:

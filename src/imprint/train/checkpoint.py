@@ -166,6 +166,13 @@ class Checkpoints:
             raise CheckpointError(f"checkpoint {path.name} is damaged: {error}.") from error
         return Checkpoint(step, path, state)
 
+    def last_words(self) -> str:
+        """Return a sentence on the newest checkpoint, for errors."""
+        kept = self.steps()
+        if not kept:
+            return "There is no checkpoint yet."
+        return f"The last good checkpoint is that of step {kept[-1]}: {self.path(kept[-1])}."
+
     def _prune(self) -> None:
         stay = {*self.steps()[-max(1, self.keep) :], self.best_step}
         for step in self.steps():
@@ -189,6 +196,25 @@ class Checkpoints:
                 "Free some space and continue with: imprint pretrain --resume RUN"
             )
         return CheckpointError(f"the checkpoint of step {step} was not written to {self.folder}: {error}. {last}")
+
+
+@contextlib.contextmanager
+def disk_full_explained(folder: Path, checkpoints: Checkpoints) -> Iterator[None]:
+    """Turn the system's "no space left" from anything that the body writes into a clear error.
+
+    Raises:
+        CheckpointError: saying that the last checkpoint is whole and how to go on.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        kept = checkpoints.steps()
+        last = f"the last checkpoint, of step {kept[-1]}, is intact" if kept else "there is no checkpoint yet"
+        raise CheckpointError(
+            f"the disk under {folder} is full; {last}. Free some space and continue with: imprint pretrain --resume {folder}"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

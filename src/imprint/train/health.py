@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from imprint.core.errors import HealthError
 from imprint.core.progress import Progress
 from imprint.data.batch import Batch
+from imprint.dist.collectives import any_process, gather_objects
 from imprint.dist.world import World
 from imprint.train.precision import Precision
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 SMALLEST_SCALE = 2.0**-10
 """fp16 loss scale below which the run counts as diverged: every step overflows, whatever the scale."""
+
+
+NOT_AGAIN = "it did not show again when the step was repeated (a race, or a hardware fault)."
 
 
 class FiniteGuard:
@@ -37,6 +41,7 @@ class FiniteGuard:
     def __init__(
         self, method: nn.Module, optimizer: torch.optim.Optimizer, world: World, precision: Precision
     ) -> None:
+        self.last_good: Callable[[], str] = lambda: "There is no checkpoint yet."
         self.method, self.optimizer, self.world, self.precision = method, optimizer, world, precision
         self._late = (
             world.device.type == "cuda" and precision.scaler is None and optimizer.defaults.get("fused") is True
@@ -85,35 +90,39 @@ class FiniteGuard:
             raise self._error(batch, t, stepper)
 
     def _error(self, batch: Batch, t: Progress, stepper: Stepper) -> HealthError:
-        where = locate(stepper, batch, t)
+        # One process may know more than the others: the first that found something speaks for all.
+        told = gather_objects(locate(stepper, batch, t))
+        where = next((text for text in told if text != NOT_AGAIN), NOT_AGAIN)
         return HealthError(
-            f"loss or gradients became non-finite at step {t.step} (epoch {t.epoch}): {where} "
+            f"loss or gradients became non-finite at step {t.step} (epoch {t.epoch}): {where} {self.last_good()} "
             "Try a lower learning rate (--optim.lr.base), a longer warm-up, gradient clipping (--optim.clip 3), or "
             "--precision fp32."
         )
 
 
 def locate(stepper: Stepper, batch: Batch, t: Progress) -> str:
-    """Repeat a bad step's forward and backward with every module watched; return a sentence on where it began."""
+    """Repeat a bad step's forward and backward with every module watched; return a sentence on where it began.
+
+    Several processes keep in step with each other (a forward may hold collectives) and leave out the backward.
+    """
     method = stepper.method
-    for name, value in (*method.named_parameters(), *method.named_buffers()):
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            return f"the weight or buffer '{name}' was non-finite before the step."
-    prepared = stepper.prepared(batch)
-    for name, view in prepared.views.items():
-        if not bool(torch.isfinite(view).all()):
-            return f"the images of view '{name}' are non-finite; check data.mean and data.std."
+    for name, value in method.named_parameters():  # not buffers: the bad forward has already moved those
+        if not bool(torch.isfinite(value).all()):
+            return f"the weight '{name}' was non-finite before the step."
     stepper.seed(t)
     stepper.optimizer.zero_grad(set_to_none=True)
-    with watched(method) as found, torch.enable_grad():
-        with stepper.precision.autocast():
-            output = method(prepared, t)
-        if found:
-            return f"it began in the forward of module '{found[0]}'."
-        if not bool(torch.isfinite(output.loss)):
-            return "all modules are finite and the loss itself is not; look at temperatures and norms close to zero."
-        if not stepper.world.distributed:
-            output.loss.backward()
+    parts, size = stepper.config.accumulate, len(batch) // stepper.config.accumulate
+    for i in range(parts):
+        prepared = stepper.prepared(batch.part(i * size, (i + 1) * size))
+        with watched(method) as found, torch.enable_grad():
+            with stepper.precision.autocast():
+                output = method(prepared, t)
+        text = _forward_finding(method, prepared, found, output.loss)
+        if any_process(text is not None):
+            return text or NOT_AGAIN
+        if stepper.world.distributed:
+            continue
+        output.loss.backward()
     culprits = [
         name
         for name, parameter in method.named_parameters()
@@ -122,7 +131,23 @@ def locate(stepper: Stepper, batch: Batch, t: Progress) -> str:
     if culprits:
         more = f" and {len(culprits) - 1} more" if len(culprits) > 1 else ""
         return f"forward and loss are finite, the gradient of '{culprits[-1]}'{more} is not: it began in backward."
-    return "it did not show again when the step was repeated in one piece (a race, or a hardware fault)."
+    if stepper.world.distributed:
+        return "forward and loss are finite: it began in backward."
+    return NOT_AGAIN
+
+
+def _forward_finding(method: nn.Module, prepared: Batch, found: list[str], loss: Tensor) -> str | None:
+    for name, view in prepared.views.items():
+        if not bool(torch.isfinite(view).all()):
+            return f"the images of view '{name}' are non-finite; check data.mean and data.std."
+    if found:
+        return f"it began in the forward of module '{found[0]}'."
+    if not bool(torch.isfinite(loss)):
+        for name, value in method.named_buffers():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                return f"the outputs of all modules are finite, the buffer '{name}' is not."
+        return "the outputs of all modules are finite, the loss is not; look at temperatures and norms close to zero."
+    return None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from imprint.core.errors import ConfigError
 from imprint.data.batch import Batch
 
 
-@dataclass(frozen=True)
+@dataclass
 class Precision:
     """How forward and backward compute.
 
@@ -35,6 +35,11 @@ class Precision:
             return contextlib.nullcontext()
         dtype = torch.bfloat16 if self.name == "bf16" else torch.float16
         return torch.autocast(self.device.type, dtype=dtype)
+
+    def reset_scaler(self) -> None:
+        """Start loss scaling afresh."""
+        if self.scaler is not None:
+            self.scaler = torch.amp.GradScaler(self.device.type)
 
     def laid_out(self, batch: Batch) -> Batch:
         """Return the batch with images (V, B, C, H, W) stored channels last when that is asked for.

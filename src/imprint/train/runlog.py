@@ -51,6 +51,14 @@ class RunLog:
             self._board = _summary_writer(folder / "tensorboard", clock.step)
         self.console.start(self.total, clock.step)
 
+    def begin_at(self, clock: Progress) -> None:
+        """Take another length, and forget what came before the first step."""
+        self.total = clock.total_steps
+        self._sums, self._count, self._images, self._waited = None, 0, 0, 0.0
+        self._window_started = time.perf_counter()
+        self.console.stop()
+        self.console.start(self.total, clock.step)
+
     @property
     def elapsed(self) -> float:
         """Seconds of training so far, over all sessions of the run."""

@@ -33,7 +33,7 @@ def attention_maps(encoder: Encoder, images_BCHW: Tensor, layer: int = -1) -> Ma
     prefix = encoder.prefix_tokens
     rows = weights_BHTT[:, :, :1] if features.cls_BD is not None else weights_BHTT[:, :, prefix:]
     maps = rows[..., prefix:].mean(2)
-    return np.asarray(maps.unflatten(2, features.grid).numpy(), dtype=np.float32)
+    return np.asarray(maps.numpy(), dtype=np.float32).reshape(*maps.shape[:2], *features.grid)
 
 
 def overlay(image: Picture, map_hw: npt.NDArray[np.float32], strength: float = 0.75) -> Picture:

@@ -39,6 +39,7 @@ class Chart:
         x_label: name of the x axis.
         dots: mark every point (few, far apart).
         log: logarithmic y axis (positive values only).
+        colours: one per line; empty takes the first categories.
     """
 
     title: str
@@ -47,6 +48,11 @@ class Chart:
     x_label: str = "step"
     dots: bool = False
     log: bool = False
+    colours: tuple[str, ...] = ()
+
+    def colour(self, i: int) -> str:
+        """Return the colour of line `i`."""
+        return self.colours[i] if self.colours else category(i)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ def ticks(low: float, high: float, count: int = 5) -> tuple[float, ...]:
 
 
 def label(value: float) -> str:
-    """Return a number the way axes show it: 4 digits, k and M for thousands and millions, powers of ten for tiny ones."""
+    """Return a number the way axes show it: 4 digits, k and M for large ones, powers of ten for tiny ones."""
     size = abs(value)
     if size >= 1e6:
         return f"{value / 1e6:.4g}M"
@@ -113,9 +119,8 @@ def thinned(x: Sequence[float], y: Sequence[float], limit: int = POINTS) -> tupl
 
 def frame(chart: Chart) -> Frame | None:
     """Return the geometry that holds all finite values of a chart, or None when there are none."""
-    points = [(a, b) for s in chart.series for a, b in zip(s.x, s.y, strict=True) if math.isfinite(a) and math.isfinite(b)]
-    if chart.log:
-        points = [(a, b) for a, b in points if b > 0]
+    every = [point for s in chart.series for point in zip(s.x, s.y, strict=True)]
+    points = [(a, b) for a, b in every if math.isfinite(a) and math.isfinite(b) and (b > 0 or not chart.log)]
     if not points:
         return None
     xs, ys = [p[0] for p in points], [math.log10(p[1]) if chart.log else p[1] for p in points]
@@ -144,7 +149,8 @@ def svg(chart: Chart) -> str:
         parts.append(f'<text class="tick" x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{label(y)}</text>')
     for x in box.x_ticks:
         at = box.px(x)
-        parts.append(f'<text class="tick" x="{at:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{label(x)}</text>')
+        below = HEIGHT - BOTTOM + 17
+        parts.append(f'<text class="tick" x="{at:.1f}" y="{below}" text-anchor="middle">{label(x)}</text>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>')
     x_label = html.escape(chart.x_label)
     parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{x_label}</text>')
@@ -152,18 +158,19 @@ def svg(chart: Chart) -> str:
     for i, line in enumerate(chart.series):
         xs, ys = thinned(line.x, line.y)
         strokes, dots = _strokes(box, xs, ys, chart.dots)
-        parts += [f'<polyline class="line" style="stroke:{category(i)}" points="{points}"/>' for points in strokes]
-        parts += [f'<circle class="dot" style="fill:{category(i)}" cx="{x}" cy="{y}" r="3"/>' for x, y in dots]
+        parts += [f'<polyline class="line" style="stroke:{chart.colour(i)}" points="{points}"/>' for points in strokes]
+        parts += [f'<circle class="dot" style="fill:{chart.colour(i)}" cx="{x}" cy="{y}" r="3"/>' for x, y in dots]
         shown = [
             [a, b, round(box.px(a), 1), round(box.py(b), 1)]
             for a, b in zip(xs, ys, strict=True)
             if math.isfinite(b) and not (chart.log and b <= 0)
         ]
-        data.append({"name": line.name, "colour": category(i), "points": shown})
+        data.append({"name": line.name, "colour": chart.colour(i), "points": shown})
     payload = html.escape(json.dumps({"unit": chart.unit, "x": chart.x_label, "series": data}), quote=True)
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(chart.title, quote=True)}" '
-        f'data-chart="{payload}">{"".join(parts)}<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}" x1="-9" x2="-9"/></svg>'
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{html.escape(chart.title, quote=True)}" data-chart="{payload}">{"".join(parts)}'
+        f'<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}" x1="-9" x2="-9"/></svg>'
     )
 
 
@@ -197,10 +204,10 @@ def draw(chart: Chart, scale: int = 2) -> Picture:
         strokes, dots = _strokes(box, xs, ys, chart.dots)
         for stroke in strokes:
             points = [at(*map(float, pair.split(","))) for pair in stroke.split()]
-            cv2.polylines(canvas, [np.array(points, np.int32)], False, rgb(category(i)), scale, cv2.LINE_AA)
+            cv2.polylines(canvas, [np.array(points, np.int32)], False, rgb(chart.colour(i)), scale, cv2.LINE_AA)
         for x, y in dots:
-            cv2.circle(canvas, at(x, y), 3 * scale, rgb(category(i)), -1, cv2.LINE_AA)
-        write(line.name, WIDTH - RIGHT - 120 * (len(chart.series) - 1 - i), -10, rgb(category(i)), right=True)
+            cv2.circle(canvas, at(x, y), 3 * scale, rgb(chart.colour(i)), -1, cv2.LINE_AA)
+        write(line.name, WIDTH - RIGHT - 120 * (len(chart.series) - 1 - i), -10, rgb(chart.colour(i)), right=True)
     return canvas
 
 

@@ -33,7 +33,7 @@ def heat(values: npt.ArrayLike) -> npt.NDArray[np.uint8]:
     x = np.clip(np.nan_to_num(np.asarray(values, dtype=np.float64)), 0, 1) * (len(_HEAT) - 1)
     low = np.minimum(x.astype(np.int64), len(_HEAT) - 2)
     share = (x - low)[..., None]
-    return np.rint(_HEAT[low] * (1 - share) + _HEAT[low + 1] * share).astype(np.uint8)
+    return np.asarray(np.rint(_HEAT[low] * (1 - share) + _HEAT[low + 1] * share), dtype=np.uint8)
 
 
 def _hsl(h: float, s: float, light: float) -> tuple[float, float, float]:

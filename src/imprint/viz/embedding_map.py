@@ -65,7 +65,8 @@ def embedding_map(
         names = tuple(classes) or tuple(str(i) for i in range(int(groups.max()) + 1))
         return EmbeddingMap(layouts, groups, names, clustered=False)
     groups = _clusters(unit, min(clusters, len(unit)), seed)
-    return EmbeddingMap(layouts, groups, tuple(f"cluster {i + 1}" for i in range(int(groups.max()) + 1)), clustered=True)
+    names = tuple(f"cluster {i + 1}" for i in range(int(groups.max()) + 1))
+    return EmbeddingMap(layouts, groups, names, clustered=True)
 
 
 def draw_map(chart: EmbeddingMap, layout: str | None = None, size: int = 900) -> Picture:

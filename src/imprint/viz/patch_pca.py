@@ -12,8 +12,10 @@ import numpy.typing as npt
 
 from imprint.viz.raster import Picture, resized, save_png, sheet
 
+Patches = npt.NDArray[np.float32]
 
-def patch_components(patches_BND: npt.NDArray[np.float32], count: int = 4) -> npt.NDArray[np.float32]:
+
+def patch_components(patches_BND: Patches, count: int = 4) -> npt.NDArray[np.float32]:
     """Return the first `count` principal components over the patches of all images together, (B, N, count).
 
     The sign of the first is chosen so that the patches on the border of the images lie below the others on average
@@ -60,7 +62,7 @@ def component_pictures(components_BNC: npt.NDArray[np.float32], grid: tuple[int,
     return out
 
 
-def pca_sheet(images: list[Picture], patches_BND: npt.NDArray[np.float32], grid: tuple[int, int], side: int = 112) -> Picture:
+def pca_sheet(images: list[Picture], patches_BND: Patches, grid: tuple[int, int], side: int = 112) -> Picture:
     """Return a sheet: per row the image, the first component, the next three as colours."""
     pairs = component_pictures(patch_components(patches_BND), grid)
     return sheet(
@@ -71,6 +73,6 @@ def pca_sheet(images: list[Picture], patches_BND: npt.NDArray[np.float32], grid:
     )
 
 
-def save_pca(images: list[Picture], patches_BND: npt.NDArray[np.float32], grid: tuple[int, int], path: str | Path) -> Path:
+def save_pca(images: list[Picture], patches_BND: Patches, grid: tuple[int, int], path: str | Path) -> Path:
     """Write the sheet as a PNG file."""
     return save_png(pca_sheet(images, patches_BND, grid), path)

@@ -1,0 +1,280 @@
+"""The story of a training run, from an empty folder to an encoder. The order of events is the order of the lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imprint.backbones.build import build_encoder
+from imprint.backbones.stored import save_encoder
+from imprint.core.errors import ConfigError, DataError, Preempted
+from imprint.core.progress import Duration, Progress
+from imprint.core.rng import seed_of
+from imprint.data.loader import Loader
+from imprint.data.sources import Source, open_source
+from imprint.dist.collectives import barrier, broadcast_object
+from imprint.dist.world import World, init_from_env
+from imprint.methods.base import Method
+from imprint.methods.catalog import method_class
+from imprint.train.allocator import keep_freed_memory
+from imprint.train.begin import begin, extended
+from imprint.train.budget import fitted, measure
+from imprint.train.checkpoint import Checkpoint, Checkpoints, disk_full_explained
+from imprint.train.collapse import CollapseMonitor
+from imprint.train.config import RunConfig
+from imprint.train.memory import is_out_of_memory, out_of_memory
+from imprint.train.optim import build_optimizer, layer_scales
+from imprint.train.parallel import compile_encoders, synchronise_norms
+from imprint.train.precision import choose_precision, set_numerics, to_channels_last
+from imprint.train.probe import OnlineProbe
+from imprint.train.run import Run, write_config
+from imprint.train.runlog import RunLog
+from imprint.train.samples import write_reconstructions, write_views
+from imprint.train.signals import StopRequest
+from imprint.train.state import restore, snapshot, tensors_of
+from imprint.train.step import Stepper
+
+
+def train(
+    config: RunConfig | None,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    extend: Duration | None = None,
+    source: Source | None = None,
+) -> Run:
+    """Train on this process (every process of a distributed run calls it) and return the finished run.
+
+    Args:
+        config: what to do; None when resuming, since the run folder knows.
+        out: the run folder.
+        resume: go on from the newest whole checkpoint; the weights end as if the run had never stopped.
+        extend: train a finished run this much further; schedules then run over the whole new length.
+        source: training images that no SRC string names (arrays in memory), instead of `config.data.train`.
+
+    Raises:
+        ConfigError: for what cannot work, and for running out of memory (with sizes that fit).
+        DataError: when too many samples are damaged.
+        CheckpointError: for a full disk (the last checkpoint stays whole) or damaged checkpoints.
+        HealthError: when loss or gradients stop being finite.
+        Preempted: after SIGTERM or Ctrl-C, with a checkpoint written.
+    """
+    began = time.perf_counter()
+    folder = Path(out).expanduser()
+
+    # Where: processes, device, folder.
+    wanted = config if config is not None else Run.open(folder).config
+    world = init_from_env(wanted.device)
+    require_divisible(wanted, world)
+    set_numerics(world.device)
+    if world.device.type == "cpu":
+        keep_freed_memory()
+    start = begin(config, folder, world, resume=resume or extend is not None)
+    config, checkpoint = start.config, start.checkpoint
+
+    # What: images, encoder, method.
+    cls = method_class(config.name)
+    images = source if source is not None else open_source(config.data.train)
+    if cls.needs_labels and images.labels is None:
+        raise DataError(f"{config.name} learns from labels, and '{images.spec}' has none: use one folder per class.")
+    torch.manual_seed(seed_of(config.seed, "weights"))
+    method, loader = build(config, images, folder, world)
+    clock = clock_of(config, loader, checkpoint)
+    if extend is not None:
+        config = extended(config, clock.step, clock, extend)
+        clock = clock_of(config, loader, checkpoint)
+
+    # How: number formats, synchronised norms, compilation, optimizer.
+    precision = choose_precision(
+        config.precision, world.device, config.channels_last, not method.encoder.has_tokens
+    )
+    method.to(world.device).train()
+    if precision.channels_last:
+        to_channels_last(method)
+    synchronise_norms(method, world)
+    if config.compile:
+        compile_encoders(method)
+    optimizer = build_optimizer(
+        method.param_groups(),
+        config.optim,
+        world.device,
+        scales=layer_scales(method, config.optim.layer_decay) if config.optim.layer_decay != 1.0 else None,
+    )
+    stepper = Stepper(config, method, optimizer, world, precision)
+    probe = OnlineProbe(config, images, world) if config.probe_every is not None and world.main else None
+    monitor = CollapseMonitor(warmup=min(clock.steps_per_epoch, clock.total_steps // 10))
+    sizes = {"prototypes": int(getattr(config.method, "prototypes", 0))}
+    keeper = Checkpoints(folder / "checkpoints", config.keep)
+    stepper.guard.last_good = keeper.last_words
+
+    # Resume: everything that changes during training is in the checkpoint or a function of the step.
+    state: dict[str, Any] = checkpoint.state if checkpoint is not None else {}
+    if checkpoint is not None:
+        restore(checkpoint, stepper)
+    best: float | None = state.get("best")
+    log = RunLog(folder, world, clock=clock, elapsed=state.get("elapsed", 0.0))
+    log.restore_window(state.get("window", {}))
+    for note in start.notes:
+        log.event(clock, note, kind="warning")
+    if extend is not None:
+        log.event(clock, "extended", by=str(extend), total_steps=clock.total_steps)
+        if world.main:
+            write_config(folder / "config.json", config)
+    elif checkpoint is not None:
+        log.event(clock, "resumed", total_steps=clock.total_steps)
+
+    def look(t: Progress) -> bool:
+        """Probe the encoder at `t`; True when it is the best so far. The others wait for the main process."""
+        nonlocal best
+        improved = False
+        if probe is not None:
+            values = probe(method.encoder)
+            log.values(t, values)
+            for text in monitor.look(t.step, values, {**sizes, "rank": probe.rank_bound}):
+                log.event(t, text, kind="warning")
+            score = values.get(probe.main) if probe.main is not None else None
+            improved = score is not None and t.step > 0 and (best is None or score > best)
+            best = score if improved else best
+        return broadcast_object(improved)
+
+    def keep(t: Progress, *, is_best: bool = False) -> None:
+        """Write a checkpoint, after making sure that the last step was a good one."""
+        stepper.guard.settle()
+        if world.main:
+            keeper.save(t.step, tensors_of(stepper), snapshot(config, stepper, log, t, best), best=is_best)
+        barrier()
+
+    batch = None
+    try:
+        with disk_full_explained(folder, keeper), StopRequest() as stop:
+            # Before the first step: what the encoder is worth untrained, and how many steps the budget holds.
+            if clock.step == 0:
+                probe_began = time.perf_counter()
+                if config.probe_every is not None:
+                    look(clock)
+                probe_seconds = time.perf_counter() - probe_began
+                if config.budget is not None:
+                    config, clock = budgeted(config, stepper, loader, clock, began, probe_seconds, log)
+                    if world.main:
+                        write_config(folder / "config.json", config)
+                if world.main:
+                    write_views(folder, next(iter(loader.batches(0, 1))))
+
+            # The loop.
+            batches = iter(loader.batches(clock.step, clock.total_steps))
+            for step in range(clock.step, clock.total_steps):
+                t, done = clock.at(step), clock.at(step + 1)
+                with log.waiting():
+                    batch = next(batches)
+                log.add(stepper(batch, t), config.batch_size)
+                last = done.step == clock.total_steps
+                if last or done.step % config.log_every == 0:
+                    line = log.write(done, {"lr": stepper.lr(t), "wd": stepper.weight_decay(t)})
+                    for text in monitor.look(done.step, line, sizes):
+                        log.event(done, text, kind="warning")
+                improved = False
+                if config.probe_every is not None and (last or done.every(config.probe_every)):
+                    with log.aside():
+                        improved = look(done)
+                stopping = not last and stop.anywhere()
+                if last or stopping or improved or done.every(config.checkpoint_every):
+                    with log.aside():
+                        keep(done, is_best=improved)
+                if stopping:
+                    log.event(done, f"stopped by {stop.received or 'another process'}")
+                    raise Preempted(
+                        f"stopped at step {done.step} of {done.total_steps} with a checkpoint. "
+                        f"Continue with: imprint pretrain --resume {folder}"
+                    )
+
+            # The end: what the run leaves behind.
+            if world.main:
+                end = clock.at(clock.total_steps)
+                write_reconstructions(folder, stepper, next(iter(loader.batches(0, 1))), end)
+                save_encoder(
+                    method.encoder,
+                    folder,
+                    mean=config.data.mean,
+                    std=config.data.std,
+                    provenance={"method": config.name, "recipe": config.recipe, "steps": end.step, "seed": config.seed},
+                )
+                log.event(end, "finished", seconds=round(log.elapsed, 3))
+            barrier()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or batch is None:
+            raise
+        raise out_of_memory(stepper, batch, clock) from error
+    finally:
+        log.close()
+        loader.close()
+    return Run(folder, config)
+
+
+def require_divisible(config: RunConfig, world: World) -> None:
+    """Refuse a batch that does not split over the processes that are really there.
+
+    Raises:
+        ConfigError: naming the multiple to use.
+    """
+    share = world.size * config.accumulate
+    if config.batch_size % share:
+        raise ConfigError(
+            f"batch size {config.batch_size} does not split over {world.size} processes x {config.accumulate} "
+            f"accumulation steps; use a multiple of {share}."
+        )
+
+
+def build(config: RunConfig, images: Source, folder: Path, world: World) -> tuple[Method, Loader]:
+    """Make the method around a fresh encoder, and the loader of the views and masks that it declares."""
+    cls = method_class(config.name)
+    settings = {f.name: getattr(config.encoder, f.name) for f in dataclasses.fields(config.encoder)}
+    encoder = build_encoder(**{**settings, "channels": config.encoder.channels or images.channels})
+    method: Method = cls(config.method, encoder)  # type: ignore[call-arg]  # every method takes (config, encoder)
+    loader = Loader(
+        images,
+        cls.views(config.method, config.encoder.image_size),
+        cls.masks(config.method, config.encoder.image_size, encoder.patch_size),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        workers=config.workers,
+        rank=world.rank,
+        world=world.size,
+        bad_limit=config.data.bad_limit,
+        quarantine_path=folder / "quarantine.jsonl" if world.main else None,
+        pin_memory=world.device.type == "cuda",
+    )
+    return method, loader
+
+
+def clock_of(config: RunConfig, loader: Loader, checkpoint: Checkpoint | None) -> Progress:
+    """Return where the run stands, and how long it is."""
+    spe = loader.steps_per_epoch
+    total = max(1, Progress(0, 0, spe).steps(config.length))
+    return Progress(min(total, checkpoint.step) if checkpoint is not None else 0, total, spe)
+
+
+def budgeted(
+    config: RunConfig,
+    stepper: Stepper,
+    loader: Loader,
+    clock: Progress,
+    began: float,
+    probe_seconds: float,
+    log: RunLog,
+) -> tuple[RunConfig, Progress]:
+    """Fix the number of steps so that the run ends `config.budget` seconds after `began`."""
+    budget = config.budget or 0.0
+    step_seconds = measure(stepper, loader.batches(0), clock, budget)
+    spent = broadcast_object(time.perf_counter() - began)
+    config = fitted(
+        config, clock, budget=budget, spent=spent, step_seconds=step_seconds, probe_seconds=broadcast_object(probe_seconds)
+    )
+    stepper.reschedule(config)
+    fixed = clock_of(config, loader, None)
+    log.begin_at(fixed)
+    log.event(fixed, f"{step_seconds:.3f} s a step: {fixed.total_steps} steps fit the budget of {budget:.0f} s")
+    return config, fixed

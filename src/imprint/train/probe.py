@@ -1,0 +1,77 @@
+"""Online evaluation: what the encoder is worth while it trains. Label-free ranks always, kNN and a probe with labels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from imprint.backbones.encoder import Encoder
+from imprint.data.batch import Normalise
+from imprint.data.sources import Source, open_source, spread
+from imprint.dist.world import World
+from imprint.evals.features import FeatureTable, extract
+from imprint.evals.knn import KNNConfig, vote
+from imprint.evals.linear import LinearConfig, probe
+from imprint.ops.ranks import per_dimension_std, rankme
+from imprint.train.config import RunConfig
+
+TEST_SHARE = 5
+"""Without a source of its own, every fifth labelled training image serves as a test image."""
+
+
+class OnlineProbe:
+    """Judges an encoder on a fixed, bounded part of the data.
+
+    With labels, a bank of at most `probe_images` training images and as many test images (from `data.val`, else split
+    off the bank) give kNN and a linear probe; features are made once for both and for the ranks.
+
+    Attributes:
+        main: the metric that decides which checkpoint is the best, or None without labels.
+    """
+
+    def __init__(self, config: RunConfig, source: Source, world: World) -> None:
+        self.config, self.world = config, world
+        self.normalise = Normalise(config.data.mean, config.data.std)
+        self.bank = sampled(source, config.probe_images)
+        self.test: Source | None = None
+        if source.labels is not None:
+            if config.data.val is not None:
+                self.test = sampled(open_source(config.data.val), config.probe_images)
+            else:
+                held_out = np.arange(len(self.bank)) % TEST_SHARE == 0
+                self.bank, self.test = self.bank.subset(~held_out), self.bank.subset(held_out)
+            if self.test.labels is None or len(self.test) == 0 or len(self.bank) < 2:
+                self.test = None
+        self.main = "probe/knn_top1" if self.test is not None else None
+        self.rank_bound = len(self.bank)
+
+    def __call__(self, encoder: Encoder) -> dict[str, float]:
+        """Return `rank/*` and, with labels, `probe/*` (percent)."""
+        bank = self._features(encoder, self.bank)
+        self.rank_bound = min(bank.tensor.shape)
+        values = {
+            "rank/rankme": float(rankme(bank.tensor)),
+            "rank/std": float(per_dimension_std(bank.tensor).mean()) * bank.tensor.shape[1] ** 0.5,
+        }
+        if self.test is not None:
+            test = self._features(encoder, self.test)
+            knn, _ = vote(bank, test, KNNConfig(device=self.world.device.type))
+            linear, _ = probe(bank, test, LinearConfig(epochs=20, device=self.world.device.type, seed=self.config.seed))
+            values["probe/knn_top1"] = knn["top1"].value
+            values["probe/linear_top1"] = linear["top1"].value
+        return values
+
+    def _features(self, encoder: Encoder, source: Source) -> FeatureTable:
+        return extract(
+            encoder,
+            source,
+            image_size=self.config.encoder.image_size,
+            normalise=self.normalise,
+            workers=self.config.workers,
+            device=str(self.world.device),
+            cache=False,
+        )
+
+
+def sampled(source: Source, limit: int) -> Source:
+    """Return at most `limit` samples, spread evenly over the source."""
+    return source if len(source) <= limit else source.subset(spread(len(source), limit))
