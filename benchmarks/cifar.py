@@ -1,11 +1,11 @@
-"""CIFAR-10 end to end through the command line: prepare a folder of PNGs, pretrain, judge against the untrained encoder.
+"""CIFAR-10 end to end by the command line: prepare a folder of PNGs, pretrain, judge against the untrained encoder.
 
     python benchmarks/cifar.py prepare --source ../shared/data/cifar10 --out data/cifar10
     python benchmarks/cifar.py run simclr dino mae --data data/cifar10 --out runs/cifar --budget 15min
     python benchmarks/cifar.py table --out runs/cifar
 
-`prepare` reads the lossless mosaics of the sample-data folder. `run` prints and stores, per method, kNN and linear probe
-of raw pixels, of the untrained and of the pretrained encoder; `table` prints the stored results as Markdown.
+`prepare` reads the lossless mosaics of the sample-data folder. `run` prints and stores, per method, kNN and linear
+probe of raw pixels, of the untrained and of the pretrained encoder; `table` prints the stored results as Markdown.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def run(methods: list[str], data: Path, out: Path, budget: str, seed: int, extra
 def judge(folder: Path, data: Path) -> dict[str, Any]:
     """Return kNN and linear probe of pixels, the untrained encoder and the pretrained one, on the whole test set."""
     import torch
+
     from imprint.backbones.build import build_encoder
     from imprint.data.batch import Normalise
     from imprint.evals.evaluate import evaluate
@@ -89,11 +90,16 @@ def judge(folder: Path, data: Path) -> dict[str, Any]:
 
 def table(out: Path) -> None:
     """Print the stored results as a Markdown table."""
-    print("| method | images seen | kNN pixels | kNN untrained | **kNN trained** | linear untrained | **linear trained** |")
+    print(
+        "| method | images seen | kNN pixels | kNN untrained | **kNN** | linear untrained | **linear** |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for path in sorted(out.glob("*/cifar.json")):
         r = json.loads(path.read_text())
-        cells = [f"{r[k]['top1']:.1f}" for k in ("knn_pixels", "knn_untrained", "knn_trained", "linear_untrained", "linear_trained")]
+        cells = [
+            f"{r[k]['top1']:.1f}"
+            for k in ("knn_pixels", "knn_untrained", "knn_trained", "linear_untrained", "linear_trained")
+        ]
         print(f"| {r['method']} (seed {r['seed']}) | {r['images_seen']:,} | " + " | ".join(cells) + " |")
 
 

@@ -14,8 +14,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import imprint.backbones.torchvision_compat  # noqa: F401  (before lightly imports torchvision)
+import numpy as np
+import timm
 import torch
+from torch import nn
+
+import imprint.backbones.torchvision_compat  # noqa: F401  (before lightly imports torchvision)
 from imprint.core.progress import Progress
 from imprint.data.batch import Batch
 from imprint.data.masks import draw_mask
@@ -28,10 +32,6 @@ from imprint.train.optim import build_optimizer
 from imprint.train.precision import choose_precision, to_channels_last
 from imprint.train.step import Stepper
 from measure import print_table, save_results
-
-import numpy as np
-import timm
-from torch import nn
 
 Step = Callable[[], Any]
 
@@ -70,7 +70,12 @@ def ours(config: RunConfig, precision: str, batch: Batch) -> Step:
     torch.manual_seed(0)
     e = config.encoder
     encoder = build_encoder(
-        e.name, image_size=e.image_size, patch_size=e.patch_size, stem=e.stem, positions=e.positions, drop_path=e.drop_path
+        e.name,
+        image_size=e.image_size,
+        patch_size=e.patch_size,
+        stem=e.stem,
+        positions=e.positions,
+        drop_path=e.drop_path,
     )
     method: Method = method_class(config.name)(config.method, encoder)  # type: ignore[call-arg]
     formats = choose_precision(precision, torch.device("cpu"), None, not encoder.has_tokens)
@@ -114,10 +119,13 @@ def lightly_dino(config: RunConfig, batch: Batch) -> Step:
 
     torch.manual_seed(0)
     cfg, e = config.method, config.encoder
-    backbone = timm.create_model(e.name, num_classes=0, img_size=e.image_size, patch_size=e.patch_size, dynamic_img_size=True)
+    backbone = timm.create_model(
+        e.name, num_classes=0, img_size=e.image_size, patch_size=e.patch_size, dynamic_img_size=True
+    )
     head = DINOProjectionHead(backbone.num_features, cfg.hidden, cfg.bottleneck, cfg.prototypes, freeze_last_layer=1)
-    teacher, teacher_head = copy.deepcopy(backbone), DINOProjectionHead(
-        backbone.num_features, cfg.hidden, cfg.bottleneck, cfg.prototypes
+    teacher, teacher_head = (
+        copy.deepcopy(backbone),
+        DINOProjectionHead(backbone.num_features, cfg.hidden, cfg.bottleneck, cfg.prototypes),
     )
     deactivate_requires_grad(teacher)
     deactivate_requires_grad(teacher_head)
@@ -157,7 +165,9 @@ def lightly_mae(config: RunConfig, batch: Batch) -> Step:
     )  # fmt: skip
     criterion = nn.MSELoss()
     parameters = [*backbone.parameters(), *decoder.parameters()]
-    optimizer = torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(
+        [p for p in parameters if p.requires_grad], lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05
+    )
     images = normalised(batch.views["global"])[0]
     length = backbone.sequence_length
 
@@ -222,7 +232,10 @@ def main() -> None:
         rows.append(
             {"step": title, "batch": config.batch_size}
             | {f"{name}, images/s": round(value, 1) for name, value in speeds.items()}
-            | {"fp32 / lightly": round(speeds["imprint fp32"] / base, 2), "auto / lightly": round(speeds["imprint auto"] / base, 2)}
+            | {
+                "fp32 / lightly": round(speeds["imprint fp32"] / base, 2),
+                "auto / lightly": round(speeds["imprint auto"] / base, 2),
+            }
         )
     print_table("One training step on ready images", rows)
     if not args.quick:

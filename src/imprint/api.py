@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from imprint.methods.catalog import CATALOG, Row
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from imprint.backbones.encoder import Encoder
     from imprint.data.sources import Source
     from imprint.evals.protocol import ProtocolConfig
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def pretrain(
-    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    data: str | os.PathLike[str] | Source | NDArray[Any] | Sequence[str | os.PathLike[str]],
     method: str | RunConfig = "dino",
     recipe: str | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -36,7 +38,8 @@ def pretrain(
     """Pretrain an encoder on images and return the run.
 
     Args:
-        data: one SRC or several: folders, file lists, shard patterns, `hf:NAME`, `photos`.
+        data: one SRC or several (folders, file lists, shard patterns, `hf:NAME`, `photos`), an open Source, or images
+            in memory, (N, H, W) or (N, H, W, C).
         method: catalogue name, or a RunConfig to start from.
         recipe: which of the method's recipes; None takes `small`.
         out: folder of the run; None takes the first free `runs/METHOD`, `runs/METHOD-2`, ...
@@ -68,8 +71,9 @@ def pretrain(
         config = resolve.recipe_config(f"{name}/{recipe or inline}", image_size=image_size)
     else:
         config = method
+    specs, source = _specs_or_source(data)
     short = {
-        "data": data if isinstance(data, (str, os.PathLike)) else list(data),
+        "data": specs,
         "val": val,
         "encoder": encoder,
         "image_size": image_size,
@@ -83,12 +87,27 @@ def pretrain(
     resolve.require_free(folder)
     from imprint.train.entry import pretrain_run
 
-    run = pretrain_run(config, folder, resume=False, extend=None)
+    run = pretrain_run(config, folder, source=source)
     if report and resolve.is_main():
         from imprint.viz.report import build_report
 
         build_report(run.path)
     return run
+
+
+def _specs_or_source(data: Any) -> tuple[list[str] | None, Source | None]:
+    """Return SRC strings, which a run can be repeated from, or a source of images that only this process has."""
+    from imprint.data.sources import Source
+
+    if isinstance(data, Source):
+        return None, data
+    if isinstance(data, (str, os.PathLike)):
+        return [os.fspath(data)], None
+    if isinstance(data, Sequence) and all(isinstance(part, (str, os.PathLike)) for part in data):
+        return [os.fspath(part) for part in data], None
+    from imprint.data.arrays import ArraySource
+
+    return None, ArraySource(data)
 
 
 def embed(

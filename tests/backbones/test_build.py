@@ -20,7 +20,10 @@ def test_arch_lists_only_what_is_set():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("vit_tiny_patch16_224", {"patch_size": 8, "arch": SMALL, "registers": 2, "positions": "sincos", "mask_token": True}),
+        (
+            "vit_tiny_patch16_224",
+            {"patch_size": 8, "arch": SMALL, "registers": 2, "positions": "sincos", "mask_token": True},
+        ),
         ("resnet18", {"stem": "cifar", "channels": 4, "arch": Arch(layers=(1, 1, 1, 1), channels=(16, 16, 16, 24))}),
         ("convnext_atto", {"arch": Arch(layers=(1, 1, 1, 1), channels=(8, 8, 8, 16)), "drop_path": 0.1}),
     ],
@@ -37,6 +40,11 @@ def test_config_cannot_be_changed_from_outside():
     encoder = build_encoder("vit_tiny_patch16_224", image_size=32, arch=SMALL)
     encoder.config["arch"]["depth"] = 99
     assert encoder.config["arch"]["depth"] == 2
+
+
+def test_arch_may_be_a_mapping_with_unset_fields():
+    arch = {"embed_dim": None, "layers": (1, 1, 1, 1), "channels": None, "depth": None}
+    assert build_encoder("resnet18", image_size=32, arch=arch).config["arch"] == {"layers": [1, 1, 1, 1]}
 
 
 def test_the_runs_encoder_config_has_the_same_words():
@@ -119,5 +127,8 @@ def test_published_weights_are_fitted_to_channels_size_and_registers(monkeypatch
     assert encoder.model.pos_embed.shape == (1, 36, 192) and encoder.model.reg_token.shape == (1, 2, 192)
     grey = torch.randn(1, 1, 16, 16)
     torch.testing.assert_close(
-        encoder.model.patch_embed.proj(grey), published.patch_embed.proj(grey.expand(1, 3, 16, 16)), rtol=1e-4, atol=1e-5
+        encoder.model.patch_embed.proj(grey),
+        published.patch_embed.proj(grey.expand(1, 3, 16, 16)),
+        rtol=1e-4,
+        atol=1e-5,
     )

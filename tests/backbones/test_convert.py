@@ -24,12 +24,12 @@ def resnet(seed=0, **more):
     return build_encoder("resnet18", **options).eval()
 
 
-def agree(a, b, size=32, channels=3):
+def agree(a, b, size=32, channels=3, tolerance=1e-5):
     x = torch.randn(2, channels, size, size)
     with torch.no_grad():
         first, second = a(x), b(x)
-    torch.testing.assert_close(first.pooled_BD, second.pooled_BD, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(first.patches_BND, second.patches_BND, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(first.pooled_BD, second.pooled_BD, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(first.patches_BND, second.patches_BND, rtol=tolerance, atol=tolerance)
 
 
 def add(prefix, state):
@@ -165,7 +165,7 @@ def test_dinov2_names_registers_and_chunks():
     chunked = {re.sub(r"^blocks\.(\d+)", r"blocks.0.\1", k): v for k, v in state.items()}
     target = vit(2, registers=4, arch={**SMALL, "init_values": 1.0}, mask_token=True)
     report = load_state(target, add("teacher.backbone.", chunked), source="dinov2")
-    agree(source, target)
+    agree(source, target, tolerance=1e-3)  # (token - position) + position rounds
     assert report.adapted == ("positions of prefix tokens are added to the tokens",)
     assert target.mask_token is not None and float(target.mask_token.detach().mean()) == 0.5
 

@@ -176,7 +176,9 @@ def test_a_public_vit_file_tells_its_own_architecture(tmp_path, registers):
 @pytest.mark.parametrize("stem", ["imagenet", "cifar"])
 def test_a_public_resnet_file_tells_its_own_architecture(tmp_path, stem):
     source = build_encoder("resnet18", image_size=32, stem=stem)
-    torch.save({"state_dict": {f"module.encoder_q.{k}": v for k, v in source.model.state_dict().items()}}, tmp_path / "moco.pt")
+    torch.save(
+        {"state_dict": {f"module.encoder_q.{k}": v for k, v in source.model.state_dict().items()}}, tmp_path / "moco.pt"
+    )
     loaded = load_encoder(tmp_path / "moco.pt")
     assert loaded.config["stem"] == stem and same(source, loaded)
 

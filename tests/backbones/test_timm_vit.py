@@ -262,3 +262,21 @@ def test_other_channels():
 def test_timms_own_patch_dropping_is_refused():
     with pytest.raises(ConfigError, match="keep"):
         build_encoder("vit_tiny_patch16_224", image_size=32, arch={**SMALL, "patch_drop_rate": 0.5})
+
+
+@pytest.mark.parametrize("kind", ["plain", "registers", "average"])
+def test_works_under_ddp_without_unused_parameters(kind, tmp_path):
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    encoder = vit(kind)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = DistributedDataParallel(encoder)
+        for _ in range(2):  # a parameter without gradient is only complained about in the next forward
+            features = model(images())
+            features.pooled_BD.square().sum().backward()
+        assert features.grid == (32 // encoder.patch_size,) * 2
+    finally:
+        dist.destroy_process_group()
+    assert all(p.grad is not None for p in encoder.parameters())

@@ -60,6 +60,9 @@ def test_wrong_wishes() -> None:
 
 
 def test_neither_scikit_is_imported() -> None:
-    code = "import sys; from imprint.data.photos import photos; photos('test'); print('skimage' in sys.modules, 'sklearn' in sys.modules)"
+    code = (
+        "import sys; from imprint.data.photos import photos; photos('test'); "
+        "print('skimage' in sys.modules, 'sklearn' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

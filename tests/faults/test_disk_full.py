@@ -68,7 +68,9 @@ def test_a_run_stops_with_a_clear_error_and_resumes_when_there_is_space(tmp_path
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write_tensors", filling)
-        with pytest.raises(CheckpointError, match=r"step 6 was not written\. The last checkpoint, of step 4, is intact"):
+        with pytest.raises(
+            CheckpointError, match=r"step 6 was not written\. The last checkpoint, of step 4, is intact"
+        ):
             train(config, tmp_path / "run", source=source)
     run = Run.open(tmp_path / "run")
     assert run.checkpoints.latest().step == 4

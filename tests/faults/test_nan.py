@@ -73,9 +73,7 @@ def test_a_weight_that_is_nan_is_named(monkeypatch, tmp_path, source):
 
 def test_a_gradient_that_overflows_in_backward_is_named(monkeypatch, tmp_path, source):
     def poison(method):
-        method.decoder.get_submodule("pixels").weight.register_hook(
-            lambda g: g * float("inf")
-        )
+        method.decoder.get_submodule("pixels").weight.register_hook(lambda g: g * float("inf"))
 
     message = run_until_health_error(monkeypatch, tmp_path, source, poison, name="mae")
     assert "it began in backward" in message

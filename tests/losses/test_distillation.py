@@ -149,7 +149,9 @@ def test_strided_inputs() -> None:
     student, teacher = logits(4, 3, 8), logits(2, 3, 8, seed=1)
     expected = cross_view_cross_entropy(student, teacher, torch.zeros(8), 0.1, 0.07)
     strided = student.permute(2, 1, 0).contiguous().permute(2, 1, 0).requires_grad_()
-    loss = cross_view_cross_entropy(strided, teacher.transpose(0, 1).contiguous().transpose(0, 1), torch.zeros(8), 0.1, 0.07)
+    loss = cross_view_cross_entropy(
+        strided, teacher.transpose(0, 1).contiguous().transpose(0, 1), torch.zeros(8), 0.1, 0.07
+    )
     torch.testing.assert_close(loss, expected)
     loss.backward()
     assert strided.grad is not None and strided.grad.shape == strided.shape
@@ -205,9 +207,7 @@ def test_statistics_split_the_loss() -> None:
     probs = centred_softmax(teacher, center, 0.07)
     torch.testing.assert_close(statistics["teacher_entropy"].double(), entropy(probs).mean())
     logs = torch.log_softmax(student / 0.1, -1)
-    gaps = [
-        (probs[w] * (probs[w].log() - logs[v])).sum(-1).mean() for w in range(2) for v in range(4) if v != w
-    ]
+    gaps = [(probs[w] * (probs[w].log() - logs[v])).sum(-1).mean() for w in range(2) for v in range(4) if v != w]
     torch.testing.assert_close(statistics["kl"].double(), torch.stack(gaps).mean())
 
 

@@ -14,9 +14,7 @@ from imprint.recipes.book import recipe
 def method():
     torch.manual_seed(0)
     config = recipe("dino/debug")
-    encoder = build_encoder(
-        config.encoder.name, image_size=32, patch_size=8, drop_path=0.5, arch=config.encoder.arch
-    )
+    encoder = build_encoder(config.encoder.name, image_size=32, patch_size=8, drop_path=0.5, arch=config.encoder.arch)
     return DINO(config.method, encoder)
 
 

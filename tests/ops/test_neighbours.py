@@ -16,7 +16,15 @@ def features(rows: int, width: int, seed: int) -> Tensor:
 
 @pytest.mark.parametrize(
     ("queries", "rows", "width", "k"),
-    [(7, 50, 8, 3), (300, 300, 16, 20), (5, 9000, 4, 60), (3, 131, 7, 131), (2, 4097, 3, 1), (4, 4099, 2, 5), (1, 1, 1, 1)],
+    [
+        (7, 50, 8, 3),
+        (300, 300, 16, 20),
+        (5, 9000, 4, 60),
+        (3, 131, 7, 131),
+        (2, 4097, 3, 1),
+        (4, 4099, 2, 5),
+        (1, 1, 1, 1),
+    ],
 )
 @pytest.mark.parametrize("bank_rows", [64, 5000, 65_536])
 def test_nearest_equals_a_full_sort(

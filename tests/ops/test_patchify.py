@@ -7,7 +7,9 @@ from imprint.core.errors import ConfigError
 from imprint.ops.patchify import denormalise_patches, normalise_patches, patchify, unpatchify
 
 
-@pytest.mark.parametrize(("patch", "height", "width", "channels"), [(2, 4, 6, 3), (3, 9, 3, 1), (4, 4, 4, 5), (1, 2, 3, 2)])
+@pytest.mark.parametrize(
+    ("patch", "height", "width", "channels"), [(2, 4, 6, 3), (3, 9, 3, 1), (4, 4, 4, 5), (1, 2, 3, 2)]
+)
 def test_layout_is_row_column_channel_and_inverts(patch: int, height: int, width: int, channels: int) -> None:
     images = torch.arange(2 * channels * height * width).reshape(2, channels, height, width)
     patches = patchify(images, patch)

@@ -20,7 +20,12 @@ def test_sincos_is_the_formula(grid: tuple[int, int]) -> None:
             for i in range(dim // 4):
                 omega = 10_000 ** (-i / (dim / 4))
                 got = table[row * grid[1] + column]
-                want = [math.sin(column * omega), math.cos(column * omega), math.sin(row * omega), math.cos(row * omega)]
+                want = [
+                    math.sin(column * omega),
+                    math.cos(column * omega),
+                    math.sin(row * omega),
+                    math.cos(row * omega),
+                ]
                 assert [got[i + part * dim // 4].item() for part in range(4)] == pytest.approx(want, abs=1e-12)
     swapped = torch.cat([table[:, dim // 2 :], table[:, : dim // 2]], dim=1)
     assert torch.equal(sincos_2d(dim, grid, layout="mocov3"), swapped)

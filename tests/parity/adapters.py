@@ -210,9 +210,7 @@ def knn_case(case: Case) -> Out:
     ranked = knn_classify(queries, bank, labels, classes, [k], [temperature], top=min(5, k))[k, temperature]
 
     def softmax_votes(count: int) -> Tensor:
-        return knn_scores(
-            queries, bank, labels, classes, count, temperature, weighting="softmax", max_k=deepest
-        )
+        return knn_scores(queries, bank, labels, classes, count, temperature, weighting="softmax", max_k=deepest)
 
     return _arrays(
         {

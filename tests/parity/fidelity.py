@@ -1,4 +1,4 @@
-"""Write src/imprint/methods/fidelity.json, which `imprint methods --fidelity` prints: python tests/parity/fidelity.py."""
+"""Write the table that `imprint methods --fidelity` prints: python tests/parity/fidelity.py."""
 
 from __future__ import annotations
 

@@ -109,7 +109,9 @@ def test_disk_errors_name_the_last_whole_one(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match=r"is full .*step 5 was not written\. The last checkpoint, of step 4, is intact"):
+    with pytest.raises(
+        CheckpointError, match=r"is full .*step 5 was not written\. The last checkpoint, of step 4, is intact"
+    ):
         keeper.save(5, tensors(5), {})
     monkeypatch.undo()
     assert keeper.latest().step == 4

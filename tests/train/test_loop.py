@@ -86,7 +86,9 @@ def test_the_number_of_workers_changes_nothing(tmp_path, tiny, source, weights, 
 
 
 def test_another_seed_changes_the_weights(tmp_path, tiny, source, weights):
-    first, second = (weights(train(tiny(seed=s, length=Steps(2)), tmp_path / str(s), source=source).path) for s in (0, 1))
+    first, second = (
+        weights(train(tiny(seed=s, length=Steps(2)), tmp_path / str(s), source=source).path) for s in (0, 1)
+    )
     assert not all(torch.equal(first[k], second[k]) for k in first)
 
 
@@ -105,7 +107,8 @@ def test_dropout_does_not_depend_on_where_a_run_was_cut(tmp_path, tiny, source, 
 
 def test_accumulation_equals_one_pass_for_a_loss_without_batch_statistics(tmp_path, tiny, source, weights):
     one, two = (
-        weights(train(tiny("mae", accumulate=n, length=Steps(3)), tmp_path / str(n), source=source).path) for n in (1, 4)
+        weights(train(tiny("mae", accumulate=n, length=Steps(3)), tmp_path / str(n), source=source).path)
+        for n in (1, 4)
     )
     for name in (k for k in one if k.startswith("model:")):
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)

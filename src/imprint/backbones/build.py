@@ -32,6 +32,7 @@ def build_encoder(
     registers: int | None = None,
     drop_path: float = 0.0,
     positions: Literal["sincos"] | None = None,
+    init: Literal["timm", "mae"] = "timm",
     arch: Arch | Mapping[str, Any] | None = None,
     mask_token: bool = False,
     pretrained: bool = False,
@@ -53,6 +54,7 @@ def build_encoder(
             own, 0 removes them.
         drop_path: stochastic depth rate at the last block, growing linearly from 0 at the first, in [0, 1).
         positions: `sincos` fixes non-trainable 2-d sin-cos positions (MAE).
+        init: random initialisation: timm's own, or `mae` (linears and patch embedding Xavier-uniform, biases 0).
         arch: sizes that replace the model's own (`Arch`, or a mapping of its fields and other timm arguments).
         mask_token: create the learned mask token that `mask_BN` needs.
         pretrained: load timm's published weights; the only way here to reach the network.
@@ -68,7 +70,8 @@ def build_encoder(
     """
     from imprint.backbones.load import is_stored, stored_config, stored_weights
 
-    arch = arch.overrides() if isinstance(arch, Arch) else dict(arch or {})
+    given = arch.overrides() if isinstance(arch, Arch) else arch or {}
+    arch = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v is not None}
     config: dict[str, Any] = {
         "name": name, "image_size": image_size, "channels": channels, "patch_size": patch_size, "stem": stem,
         "registers": registers, "drop_path": drop_path, "positions": positions, "arch": arch, "mask_token": mask_token,
@@ -87,6 +90,8 @@ def build_encoder(
     if pretrained and weights is not None:
         raise ConfigError(f"encoder '{name}': give pretrained or weights, not both; they are two different starts.")
     encoder = _assemble(config)
+    if init == "mae":
+        _init_as_mae(encoder)
     if pretrained:
         _load_published(encoder)
     if weights is not None:
@@ -237,6 +242,20 @@ def _cifar_stem(model: Any, config: dict[str, Any]) -> int:
         stage["reduction"] = max(1, stage["reduction"] // 4)
     model.feature_info[0]["reduction"] = 1
     return int(model.feature_info[-1]["reduction"])
+
+
+def _init_as_mae(encoder: TimmEncoder) -> None:
+    """Initialise a ViT as MAE does (arXiv 2111.06377, App. A.1: xavier_uniform, "following ViT's official code")."""
+    if not encoder.has_tokens:
+        raise ConfigError(f"encoder '{encoder.name}': init='mae' is for ViTs; leave init at timm.")
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and "patch_embed" in name):
+            nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        cls_token = getattr(module, "cls_token", None)
+        if isinstance(cls_token, nn.Parameter):
+            nn.init.normal_(cls_token, std=0.02)
 
 
 def _load_published(encoder: TimmEncoder) -> None:

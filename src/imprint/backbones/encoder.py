@@ -62,11 +62,11 @@ class Encoder(nn.Module):
 
         Args:
             images_BCHW: normalised floats.
-            mask_BN: bool, True = patch replaced by the learned mask token (after the patch embedding, before positions).
+            mask_BN: bool, True = patch replaced by the learned mask token (after patch embedding, before positions).
             keep_BM: int64 indices of the patches that enter the blocks; all others are dropped.
 
         Raises:
-            ConfigError: for masks or kept tokens on an encoder without tokens, or sizes that are no multiple of the patch.
+            ConfigError: for masks or kept tokens on an encoder without tokens, or sizes that the patch does not divide.
         """
         raise ConfigError(f"encoder '{type(self).__name__}' does not say how to encode.")
 
@@ -75,7 +75,7 @@ class Encoder(nn.Module):
         return self.encode(images_BCHW, mask_BN, keep_BM)
 
     def encode_layers(self, images_BCHW: Tensor, layers: Sequence[int]) -> list[Features]:
-        """Return Features after the given blocks (ViT; final norm applied to each) or stages (CNN); negatives count back."""
+        """Return Features after the given blocks (ViT, final norm applied) or stages (CNN); negatives count back."""
         raise ConfigError(f"encoder '{self.name}' does not give single layers.")
 
     def attention(self, images_BCHW: Tensor, layer: int = -1) -> Tensor:
@@ -101,5 +101,6 @@ def require_tokens(encoder: Encoder, method: str, alternatives: Sequence[str]) -
     if not encoder.has_tokens:
         raise ConfigError(
             f"{method} works on patch tokens and '{encoder.name}' has none. "
-            f"Choose a ViT (for example --encoder vit_small_patch16_224), or a method for CNNs: {', '.join(alternatives)}."
+            "Choose a ViT (for example --encoder vit_small_patch16_224), or a method for CNNs: "
+            f"{', '.join(alternatives)}."
         )

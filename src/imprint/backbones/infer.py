@@ -25,14 +25,19 @@ _HEAD_WIDTH = 64
 """Width of one attention head in every standard ViT (Ti, S, B, L, g); a table of weights does not tell it."""
 
 
-def infer_config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+def infer_config(state: Mapping[str, Tensor], source: str, num_heads: int | None = None) -> dict[str, Any]:
     """Return arguments for `build_encoder` that fit the network in `state`.
+
+    Args:
+        state: names to tensors, in any known layout.
+        source: named in messages.
+        num_heads: attention heads where they are known; None takes the standard 64 columns a head.
 
     Raises:
         CheckpointError: when it is no standard ViT or ResNet, saying how to name the model.
     """
     for found in candidates(state):
-        config = _vit(found.state) if "patch_embed.proj.weight" in found.state else _resnet(found.state)
+        config = _vit(found.state, num_heads) if "patch_embed.proj.weight" in found.state else _resnet(found.state)
         if config is not None:
             return config
     raise CheckpointError(
@@ -55,23 +60,21 @@ def config_beside(folder: Path, state: Mapping[str, Tensor], source: str) -> dic
         own = {"image_size": arguments.pop("img_size", height), "channels": arguments.pop("in_chans", channels)}
         own["patch_size"] = arguments.pop("patch_size", None)
         return {"name": described["architecture"], **own, "arch": arguments}
-    config = infer_config(state, source)
-    if "num_attention_heads" in described and "num_heads" in config.get("arch", {}):
-        config["arch"]["num_heads"] = described["num_attention_heads"]
-    return config
+    return infer_config(state, source, described.get("num_attention_heads"))
 
 
-def _vit(state: State) -> dict[str, Any] | None:
+def _vit(state: State, num_heads: int | None) -> dict[str, Any] | None:
     patch = state["patch_embed.proj.weight"]
     blocks = {int(m[1]) for k in state if (m := re.match(r"blocks\.(\d+)\.", k))}
     positions, cls = state.get("pos_embed"), state.get("cls_token")
     hidden = state.get("blocks.0.mlp.fc1.weight")
     if patch.ndim != 4 or positions is None or cls is None or hidden is None or not blocks:
         return None
-    if patch.shape[0] % _HEAD_WIDTH or hidden.shape[0] != state["blocks.0.mlp.fc2.weight"].shape[1]:
+    num_heads = num_heads or patch.shape[0] // _HEAD_WIDTH
+    if not num_heads or patch.shape[0] % num_heads or hidden.shape[0] != state["blocks.0.mlp.fc2.weight"].shape[1]:
         return None
     width, side = patch.shape[0], patch.shape[-1]
-    arch: dict[str, Any] = {"embed_dim": width, "depth": len(blocks), "num_heads": width // _HEAD_WIDTH}
+    arch: dict[str, Any] = {"embed_dim": width, "depth": len(blocks), "num_heads": num_heads}
     if hidden.shape[0] != 4 * width:
         arch["mlp_ratio"] = hidden.shape[0] / width
     if "blocks.0.ls1.gamma" in state:

@@ -62,12 +62,16 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file}: holds Python objects beside tensors, which Imprint does not execute "
-            f"({str(error).strip().splitlines()[0][:160]}). If you trust it, save its tensors alone: "
+            f"({_first_line(error)}). If you trust it, save its tensors alone: "
             "torch.save(torch.load(FILE, weights_only=False)['model'], NEW)."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: damaged or not a torch file ({str(error).splitlines()[0][:160]}).") from error
+        raise CheckpointError(f"{file}: damaged or not a torch file ({_first_line(error)}).") from error
     state = unwrap(loaded)
     if not state:
         raise CheckpointError(f"{file}: no tensors found in it.")
     return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

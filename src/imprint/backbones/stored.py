@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -99,7 +100,8 @@ def write_aside(path: Path, content: bytes) -> None:
             finally:
                 os.close(handle)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
         raise CheckpointError(
             f"{path}: cannot be written ({error.strerror or error}). Free space or write elsewhere."
         ) from error

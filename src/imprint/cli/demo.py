@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"Bundled photographs: {len(bank)} training tiles, {len(test)} test tiles of {len(bank.classes)} photographs, "
         "cut from regions that do not overlap.\n"
-        f"Pretraining {settings.encoder.name} with {settings.name} on {IMAGE_SIZE} x {IMAGE_SIZE} views, without labels, "
-        f"for {SECONDS:.0f} seconds.",
+        f"Pretraining {settings.encoder.name} with {settings.name} on {IMAGE_SIZE} x {IMAGE_SIZE} views, "
+        f"without labels, for {SECONDS:.0f} seconds.",
         flush=True,
     )
     before = {"raw pixels": knn("pixels"), "untrained encoder": knn(untrained(settings))}

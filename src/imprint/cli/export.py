@@ -19,8 +19,9 @@ def arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export, and say what was written and how to load it."""
-    from imprint.export.export import export
+    """Export, and say what was written, how well it agrees and how to load it."""
+    from imprint.export.formats import export
 
-    print(export(args.run, args.format, args.out))
+    result = export(args.run, args.format, args.out)
+    print(f"{result.path}\nread back: largest difference {result.max_abs_diff:.2g}\n\n{result.how_to_load}")
     return 0

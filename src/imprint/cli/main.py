@@ -104,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:
-        return dispatch(words)
+        code = dispatch(words)
+        sys.stdout.flush()  # here, where a reader that left is understood, not while the interpreter shuts down
+        return code
     except SystemExit as leaving:  # argparse after --help
         return leaving.code if isinstance(leaving.code, int) else 0
     except BrokenPipeError:  # the reader left (`imprint methods | head`)
@@ -136,3 +138,7 @@ def explain(error: BaseException) -> tuple[str, int]:
 def paragraph(text: str) -> str:
     """Return text with its line breaks and runs of blanks folded into single blanks."""
     return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from imprint.cli.fields import Field
 from imprint.cli.parser import unknown_option
-from imprint.core.errors import ConfigError
+from imprint.core.errors import ConfigError, unknown
 from imprint.core.progress import Epochs, Steps, parse_duration
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _set(data: dict[str, Any], path: list[str], value: Any, key: str) -> None:
     for parent in parents:
         inner = data.get(parent)
         if not isinstance(inner, dict):
-            raise unknown_option(key, [k for k in data if isinstance(data[k], dict)], "imprint pretrain METHOD")
+            raise unknown(f"group of fields in '{key}'", parent, [k for k in data if isinstance(data[k], dict)])
         data = inner
     if isinstance(value, Mapping) and isinstance(data.get(last), dict):
         for name, item in value.items():

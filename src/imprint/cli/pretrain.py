@@ -66,6 +66,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         print(parser.format_help() + (field_help(method) if method is not None else ""))
         raise SystemExit(0)
     args = parser.parse(rest, also_known=[f"--{name}" for name in fields.names()])
+    check_start(args)
     method = None
     if args.method is not None:
         method = args.method.partition("/")[0]
@@ -77,16 +78,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def check_form(args: argparse.Namespace, dotted: bool) -> None:
-    """Refuse what does not belong to one of the three forms.
+def check_start(args: argparse.Namespace) -> None:
+    """Refuse a line that starts from nothing, or from two things.
 
     Raises:
-        ConfigError: saying which option has no place there.
+        ConfigError: naming the three forms.
     """
     starts = [name for name in ("method", "config", "resume") if getattr(args, name) is not None]
     if len(starts) != 1:
         problem = "nothing says what to train" if not starts else "a run starts from one thing only"
         raise ConfigError(f"{problem}; give METHOD (put it first), --config FILE or --resume RUN. See '{PROG} --help'.")
+
+
+def check_form(args: argparse.Namespace, dotted: bool) -> None:
+    """Refuse what does not belong to the form that was started.
+
+    Raises:
+        ConfigError: saying which option has no place there, or is missing.
+    """
     if args.extend_epochs is not None and args.resume is None:
         raise ConfigError("--extend-epochs trains a finished run further; it needs --resume RUN.")
     if args.resume is not None:

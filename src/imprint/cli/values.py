@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -49,6 +50,8 @@ def at_least(minimum: int, kind: type[int] | type[float] = int) -> Callable[[str
             value = kind(text)
         except ValueError:
             raise ConfigError(f"'{text}' is not a {noun}.") from None
+        if not math.isfinite(value):
+            raise ConfigError(f"'{text}' is not a {noun} that a run could reach.")
         if not (value >= minimum if kind is int else value > minimum):
             raise ConfigError(f"{text} is too small; give a {noun} {'from' if kind is int else 'above'} {minimum}.")
         return value

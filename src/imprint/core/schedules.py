@@ -16,7 +16,7 @@ from imprint.core.progress import Duration, Progress, Steps
 class Schedule:
     r"""A scalar as a function of Progress: freeze, then linear warm-up, then the shape from `start` to `end`.
 
-    With s the step, w the warm-up, f the freeze and T the (stretched) length of the run, and u = (s - f - w)/(T - f - w):
+    With s the step, w the warm-up, f the freeze, T the (stretched) length of the run and u = (s - f - w)/(T - f - w):
 
     - `cosine`: end + (start - end) (1 + cos(pi u)) / 2  (SGDR, arXiv 1608.03983, Eq. 5, one period)
     - `linear`: start + (end - start) u
@@ -80,9 +80,7 @@ class Schedule:
         """Return the schedule with all its values multiplied by `factor` (batch-size scaling of a learning rate)."""
         from dataclasses import replace
 
-        return replace(
-            self, start=self.start * factor, end=self.end * factor, warmup_from=self.warmup_from * factor
-        )
+        return replace(self, start=self.start * factor, end=self.end * factor, warmup_from=self.warmup_from * factor)
 
 
 def constant(value: float) -> Schedule:

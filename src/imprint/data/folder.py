@@ -13,7 +13,6 @@ from imprint.data.index import Tree, indexed
 from imprint.data.labels import labels_of_dirs
 from imprint.data.sources import Sample, Source, digest, spread
 
-
 _SHARDS = ("*.tar", "*.zip", "*.parquet")
 
 

@@ -51,8 +51,7 @@ def _npy(sample: bytes) -> Layout:
         shape, _, dtype = read(stream)
     except ValueError as error:
         raise BadImage("corrupt", f"npy header: {error}") from error
-    channels = 1 if len(shape) < 3 else min(shape[0], shape[2]) if shape[0] < shape[1] else shape[2]
-    return Layout(int(channels), np.dtype(np.uint16) if dtype == np.uint16 else np.dtype(np.uint8))
+    return Layout(int(shape[2]) if len(shape) == 3 else 1, _depth(dtype.itemsize * 8))
 
 
 def _tiff(sample: bytes) -> Layout:

@@ -105,10 +105,17 @@ class _Listing:
     """One directory as it was found."""
 
     state: tuple[int, int, int]
-    names: tuple[bytes, npt.NDArray[np.uint32]]
     subdirs: list[bytes]
     links: list[bytes]
-    fresh: bool
+    names: list[bytes] | None  # None: as in row `row` of the known index
+    row: int = -1
+
+    def packed(self, known: Tree | None) -> tuple[bytes, npt.NDArray[np.uint32]]:
+        """Return its file names, for `Names.packed`."""
+        if self.names is None:
+            assert known is not None
+            return known.names.part(int(known.starts[self.row]), int(known.starts[self.row + 1]))
+        return b"".join(self.names), np.fromiter(map(len, self.names), np.uint32, len(self.names))
 
 
 def scan(root: Path, known: Tree | None = None) -> Tree:
@@ -126,14 +133,15 @@ def scan(root: Path, known: Tree | None = None) -> Tree:
             reached = walk.enter(sorted(links), pool)
             links = walk.descend(reached, pool)
     found = sorted(walk.found.items())
-    reread = sum(entry.fresh for _, entry in found)
+    reread = sum(entry.names is not None for _, entry in found)
     if known is not None and reread == 0 and len(found) == len(known.dirs):
         return known
-    counts = np.array([entry.names[1].size for _, entry in found], dtype=np.int64)
+    packed = [entry.packed(known) for _, entry in found]
+    counts = np.array([lengths.size for _, lengths in packed], dtype=np.int64)
     return Tree(
         dirs=Names.of(name for name, _ in found),
         starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        names=Names.packed([entry.names for _, entry in found]),
+        names=Names.packed(packed),
         state=np.array([entry.state for _, entry in found], dtype=np.int64).reshape(-1, 3),
         children=Names.of(_pack(entry) for _, entry in found),
         reread=reread,
@@ -196,17 +204,15 @@ class _Walk:
                 return self._recall(row, (stat.st_mtime_ns, *identity))
         trusted = stat.st_mtime_ns < self.now - _SETTLED_NS
         names, subdirs, links = _listed(path)
-        packed = (b"".join(names), np.fromiter(map(len, names), np.uint32, len(names)))
-        return _Listing((stat.st_mtime_ns if trusted else -1, *identity), packed, subdirs, links, fresh=True)
+        return _Listing((stat.st_mtime_ns if trusted else -1, *identity), subdirs, links, names)
 
     def _recall(self, row: int, state: tuple[int, int, int]) -> _Listing:
         assert self.known is not None
-        start, stop = int(self.known.starts[row]), int(self.known.starts[row + 1])
         words = self.known.children[row]
         children = words.split(b"\0") if words else []
         subdirs = [w[1:] for w in children if w[:1] == b"d"]
         links = [w[1:] for w in children if w[:1] == b"l"]
-        return _Listing(state, self.known.names.part(start, stop), subdirs, links, fresh=False)
+        return _Listing(state, subdirs, links, None, row)
 
 
 def _listed(path: bytes) -> tuple[list[bytes], list[bytes], list[bytes]]:

@@ -1,7 +1,7 @@
 """Batches from a source: read, decoded and cut by threads, in counter order, ahead of the consumer.
 
 Everything on a sample's way that costs time (reading, decoding, resampling, colour) releases the interpreter's lock,
-so threads fill the cores without copies between processes; `docs/data.md` has the measurement. A step's samples are
+so threads fill the cores without copies between processes; `benchmarks/loader.py` measures both. A step's samples are
 split over the threads in small chunks, so one batch is ready early instead of several at once late.
 """
 

@@ -14,6 +14,10 @@ from torch.autograd.function import FunctionCtx
 
 T = TypeVar("T")
 
+# Newer torch gives these two collectives other names and warns about the old ones.
+_all_gather: Any = getattr(torch_dist, "all_gather_single", None) or torch_dist.all_gather_into_tensor
+_reduce_scatter: Any = getattr(torch_dist, "reduce_scatter_single", None) or torch_dist.reduce_scatter_tensor
+
 
 def _alone() -> bool:
     return not torch_dist.is_initialized() or torch_dist.get_world_size() == 1
@@ -22,10 +26,7 @@ def _alone() -> bool:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x_BD: Tensor) -> Tensor:
-        x_BD = x_BD.contiguous()
-        all_AD = x_BD.new_empty(x_BD.shape[0] * torch_dist.get_world_size(), *x_BD.shape[1:])
-        torch_dist.all_gather_into_tensor(all_AD, x_BD)
-        return all_AD
+        return all_gather(x_BD)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ class _Gather(torch.autograd.Function):
         rows = grad_AD.shape[0] // torch_dist.get_world_size()
         if grad_AD.is_cuda:
             grad_BD = grad_AD.new_empty(rows, *grad_AD.shape[1:])
-            torch_dist.reduce_scatter_tensor(grad_BD, grad_AD)
+            _reduce_scatter(grad_BD, grad_AD)
             return grad_BD
         grad_AD = grad_AD.clone()
         torch_dist.all_reduce(grad_AD)
@@ -53,6 +54,16 @@ class _Sum(torch.autograd.Function):
         total = grads[0].contiguous().clone()
         torch_dist.all_reduce(total)
         return total
+
+
+def all_gather(x_BD: Tensor) -> Tensor:
+    """Return the rows of all processes, (A, D), detached."""
+    if _alone():
+        return x_BD.detach()
+    x_BD = x_BD.detach().contiguous()
+    all_AD = x_BD.new_empty(x_BD.shape[0] * torch_dist.get_world_size(), *x_BD.shape[1:])
+    _all_gather(all_AD, x_BD)
+    return all_AD
 
 
 def gather_with_grad(x_BD: Tensor) -> tuple[Tensor, int]:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from imprint.dist.collectives import all_gather
+
 
 class _Normalise(torch.autograd.Function):
     """(x - mean) / sqrt(var + eps) with mean and biased variance over the rows of all processes.
@@ -25,9 +27,7 @@ class _Normalise(torch.autograd.Function):
         dims = [d for d in range(x.ndim) if d != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
         var_C, mean_C = torch.var_mean(x.float(), dims, correction=0)
-        world = torch_dist.get_world_size()
-        both_WC = mean_C.new_empty(world, 2, mean_C.numel())
-        torch_dist.all_gather_into_tensor(both_WC.view(world * 2, -1), torch.stack([mean_C, var_C]))
+        both_WC = all_gather(torch.stack([mean_C, var_C])[None])  # (world, 2, C)
         mean_all_C = both_WC[:, 0].mean(0)
         var_all_C = both_WC[:, 1].mean(0) + (both_WC[:, 0] - mean_all_C).square().mean(0)
         rstd_C = (var_all_C + eps).rsqrt()

@@ -65,7 +65,7 @@ def evaluate(
     report = dataclasses.replace(
         report,
         encoder=model.name if isinstance(encoder, Encoder) else os.fspath(encoder),
-        command=_command(protocol, encoder, train_source, test_source, out, config, options),
+        command=_command(protocol, encoder, train, test if test_source is not None else None, out, config, options),
     )
     if out is not None:
         report.save(Path(out))
@@ -101,18 +101,20 @@ def config_from(cls: type[ProtocolConfig], options: Mapping[str, Any]) -> Protoc
 def _command(
     protocol: str,
     encoder: str | os.PathLike[str] | Encoder,
-    train: Source,
-    test: Source | None,
+    train: SourceLike,
+    test: SourceLike | None,
     out: str | os.PathLike[str] | None,
     config: ProtocolConfig,
     options: Mapping[str, Any],
 ) -> str:
-    """Return a command line that repeats the evaluation, or "" for an encoder that exists in memory only."""
-    if isinstance(encoder, Encoder):
-        return ""
-    words = ["imprint", "evaluate", protocol, "--encoder", os.fspath(encoder), "--train", train.spec]
-    if test is not None:
-        words += ["--test", test.spec]
+    """Return a command line that repeats the evaluation, or "" when a part of it exists in memory only."""
+    words = ["imprint", "evaluate", protocol]
+    for flag, value in (("--encoder", encoder), ("--train", train), ("--test", test)):
+        if value is None:
+            continue
+        if not isinstance(value, (str, os.PathLike)):
+            return ""
+        words += [flag, os.fspath(value)]
     for name in options:
         value = getattr(config, name)
         flag = "--" + name.replace("_", "-")

@@ -10,17 +10,19 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from imprint.data.compact import cache_dir
 
 if TYPE_CHECKING:
     from imprint.backbones.encoder import Encoder
@@ -31,13 +33,8 @@ _STALE_SECONDS = 24 * 3600
 
 
 def cache_folder() -> Path:
-    """Return the folder of cached features: under `IMPRINT_CACHE` when set, else under the user's cache folder."""
-    chosen = os.environ.get("IMPRINT_CACHE")
-    if chosen:
-        return Path(chosen).expanduser() / "features"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "imprint" / "features"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imprint" / "features"
+    """Return the folder of cached features, inside Imprint's cache folder (`IMPRINT_CACHE` chooses another)."""
+    return cache_dir() / "features"
 
 
 def weights_digest(encoder: Encoder) -> str:
@@ -52,7 +49,8 @@ def weights_digest(encoder: Encoder) -> str:
 
 def key_of(parts: dict[str, Any]) -> str:
     """Return the name of the entry for everything that determines the features."""
-    text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, default=str)
+    # Another release may decode or resample differently, so features do not outlive it.
+    text = json.dumps({"format": FORMAT, "release": version("imprint"), **parts}, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
 
 

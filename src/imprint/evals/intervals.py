@@ -19,7 +19,9 @@ def wilson(hits: int, n: int, z: float = 1.959963984540054) -> tuple[float, floa
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    low = (centre - half) / scale if hits > 0 else 0.0
+    high = (centre + half) / scale if hits < n else 1.0
+    return low, high
 
 
 def accuracy(hits: int, n: int) -> Metric:

@@ -102,7 +102,7 @@ def _unit(z1_BD: Tensor, z2_BD: Tensor) -> Tensor:
 
 
 def _side(rows: int, device: torch.device) -> int:
-    """Return the side of a tile: 512 to 1024 measure alike on CPUs (tiles stay in cache); a GPU wants larger kernels."""
+    """Return the side of a tile: 512 to 1024 measure alike on CPUs (they stay in cache); a GPU wants larger kernels."""
     if device.type == "cpu":
         return 1024 if rows >= 8192 else 512
     return 4096
@@ -173,9 +173,7 @@ class _GatheredNTXent(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, u_ND: Tensor, keys_MD: Tensor, temperature: float, offset: int, bounded: bool
-    ) -> Tensor:
+    def forward(ctx: Any, u_ND: Tensor, keys_MD: Tensor, temperature: float, offset: int, bounded: bool) -> Tensor:
         rows = u_ND.shape[0]
         sums_N = torch.zeros(rows, dtype=u_ND.dtype, device=u_ND.device)
         shift_N = torch.full_like(sums_N, 0.0 if bounded else -math.inf)
@@ -232,9 +230,7 @@ def _partners(keys_MD: Tensor, half: int, offset: int) -> Tensor:
     return torch.cat([views[1, offset : offset + half], views[0, offset : offset + half]])
 
 
-def _tiles(
-    u_ND: Tensor, keys_MD: Tensor, temperature: float, offset: int
-) -> Iterator[tuple[slice, slice, Tensor]]:
+def _tiles(u_ND: Tensor, keys_MD: Tensor, temperature: float, offset: int) -> Iterator[tuple[slice, slice, Tensor]]:
     """Yield (anchor rows, key rows, logits), -inf where an anchor meets itself; the tile's memory is reused."""
     rows, keys = u_ND.shape[0], keys_MD.shape[0]
     half, side = rows // 2, _side(keys, u_ND.device)

@@ -1,5 +1,6 @@
 """The method contract. A method declares views, modules, a loss and what surrounds an optimizer step; the trainer owns
-device, precision, loops, optimizers, checkpoints, logging and evaluation. Depth below `Method` is 1."""
+device, precision, loops, optimizers, checkpoints, logging and evaluation. Depth below `Method` is 1.
+"""
 
 from __future__ import annotations
 

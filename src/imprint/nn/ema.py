@@ -30,7 +30,7 @@ def frozen_copy(module: M) -> M:
 def ema_update_(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move the teacher's parameters: theta_t <- m theta_t + (1 - m) theta_s, in one foreach call per dtype and device.
 
-    Parameters only: buffers (BatchNorm statistics) stay the teacher's own, as in the public code of BYOL, MoCo and DINO.
+    Parameters only: buffers (BatchNorm statistics) stay the teacher's own, as in public code (BYOL, MoCo, DINO).
 
     Args:
         teacher: module of the same structure as `student`.

@@ -93,7 +93,9 @@ class Prototypes(nn.Module):
 
     def __init__(self, width: int, count: int, *, train_gain: bool = False) -> None:
         super().__init__()
-        linear = nn.Linear(width, count, bias=False)  # PyTorch's default init, as the public code's weight_norm keeps it
+        linear = nn.Linear(
+            width, count, bias=False
+        )  # PyTorch's default init, as the public code's weight_norm keeps it
         self.direction = nn.Parameter(linear.weight.detach().clone())
         self.gain = nn.Parameter(torch.ones(count, 1), requires_grad=train_gain)
 

@@ -23,9 +23,7 @@ _BANK_ROWS = 65_536  # 256 queries times this in float32: 64 MB
 _TILE_COLUMNS = 4096
 
 
-def nearest(
-    queries_QD: Tensor, bank_ND: Tensor, k: int, *, leave_out_Q: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def nearest(queries_QD: Tensor, bank_ND: Tensor, k: int, *, leave_out_Q: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the k rows of the bank with the largest inner product with each query, largest first.
 
     Args:

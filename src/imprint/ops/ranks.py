@@ -67,10 +67,8 @@ class Lidar:
     eigenvalues_D: Tensor
 
 
-def lidar(
-    features_NQD: Tensor, delta: float = 1e-4, eps: float = 1e-8, variant: LidarVariant = "paper"
-) -> Lidar:
-    r"""Return LiDAR (arXiv 2312.04000, Sec. 3): the effective rank of the linear discriminant between surrogate classes.
+def lidar(features_NQD: Tensor, delta: float = 1e-4, eps: float = 1e-8, variant: LidarVariant = "paper") -> Lidar:
+    r"""Return LiDAR (arXiv 2312.04000, Sec. 3): the effective rank of the linear discriminant between samples.
 
     Sigma = (S_w + delta I)^(-1/2) S_b (S_w + delta I)^(-1/2), lambda its eigenvalues, exp(-sum p log p).
     S_b: covariance of the class means over N - 1; S_w: scatter within classes over N (Q - 1).
@@ -171,7 +169,7 @@ def _line(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 def per_dimension_std(features_ND: Tensor, normalise: bool = True) -> Tensor:
     """Return the standard deviation of each dimension (D,), float32, of the L2-normalised features by default.
 
-    Times sqrt(D) it is about 1 for features spread over the sphere and 0 at collapse (SimSiam, arXiv 2011.10566, Fig. 2).
+    Times sqrt(D) it is about 1 for features spread over the sphere and 0 at collapse (arXiv 2011.10566, Fig. 2).
     """
     _matrix(features_ND, 2, "per_dimension_std")
     x = features_ND.float()

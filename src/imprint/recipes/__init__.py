@@ -1,1 +1,1 @@
-"""Floor 6: recipes are functions that return a RunConfig; one file per method, each with its source and what to expect."""
+"""Floor 6: recipes are functions that return a RunConfig; one file per method, with its source and what to expect."""

@@ -17,7 +17,7 @@ def paper(image_size: int = 224) -> RunConfig:
     return RunConfig(
         name="mae",
         method=MAEConfig(),
-        encoder=EncoderConfig(name="vit_base_patch16_224", image_size=image_size, positions="sincos"),
+        encoder=EncoderConfig(name="vit_base_patch16_224", image_size=image_size, positions="sincos", init="mae"),
         optim=_adamw(LR(base=1.5e-4, warmup=Epochs(40))),
         batch_size=4096,
         length=Epochs(1600),
@@ -33,7 +33,7 @@ def paper_vit_large(image_size: int = 224) -> RunConfig:
     return RunConfig(
         name="mae",
         method=MAEConfig(),
-        encoder=EncoderConfig(name="vit_large_patch16_224", image_size=image_size, positions="sincos"),
+        encoder=EncoderConfig(name="vit_large_patch16_224", image_size=image_size, positions="sincos", init="mae"),
         optim=_adamw(LR(base=1.5e-4, warmup=Epochs(40))),
         batch_size=4096,
         length=Epochs(1600),
@@ -49,7 +49,11 @@ def small(image_size: int = 96) -> RunConfig:
         name="mae",
         method=MAEConfig(decoder_width=128, decoder_depth=2, decoder_heads=4),
         encoder=EncoderConfig(
-            name="vit_tiny_patch16_224", image_size=image_size, patch_size=scale.patch(image_size), positions="sincos"
+            name="vit_tiny_patch16_224",
+            image_size=image_size,
+            patch_size=scale.patch(image_size),
+            positions="sincos",
+            init="mae",
         ),
         optim=_adamw(LR(base=1e-3, warmup=Epochs(1))),
         batch_size=256,
@@ -57,8 +61,8 @@ def small(image_size: int = 96) -> RunConfig:
         provenance=Provenance(
             source="arXiv 2111.06377, App. A.1, scaled down",
             expected="docs/results.md",
-            deviations="a lighter decoder (Table 1a: one or two blocks fine-tune as well) and a higher rate for the small "
-            "model and batch.",
+            deviations="a lighter decoder (Table 1a: one or two blocks fine-tune as well) and a higher rate for the "
+            "small model and batch.",
         ),
     )
 
@@ -73,6 +77,7 @@ def debug(image_size: int = 32) -> RunConfig:
             image_size=image_size,
             patch_size=8,
             positions="sincos",
+            init="mae",
             arch=Arch(embed_dim=32, depth=2, num_heads=2),
         ),
         optim=_adamw(LR(base=1e-3, warmup=Steps(2))),

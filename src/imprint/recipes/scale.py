@@ -1,4 +1,4 @@
-"""How the small-scale recipes fit a backbone to the image size: tiny images need fine patches and an early full grid."""
+"""How the small-scale recipes fit a backbone to the image size: tiny images need fine patches and a full grid."""
 
 from __future__ import annotations
 

@@ -36,7 +36,10 @@ def small(image_size: int = 96) -> RunConfig:
     return RunConfig(
         name="simclr",
         method=SimCLRConfig(
-            temperature=0.5 if tiny else 0.2, colour=0.5 if tiny else 1.0, blur=0.0 if tiny else 0.5, crop_scale=(0.2, 1.0)
+            temperature=0.5 if tiny else 0.2,
+            colour=0.5 if tiny else 1.0,
+            blur=0.0 if tiny else 0.5,
+            crop_scale=(0.2, 1.0),
         ),
         encoder=EncoderConfig(name="resnet18", image_size=image_size, stem=scale.stem(image_size)),
         optim=OptimConfig(name="adamw", lr=LR(base=1e-3, warmup=Epochs(1)), weight_decay=constant(1e-4)),
@@ -60,7 +63,7 @@ def debug(image_size: int = 32) -> RunConfig:
             name="resnet18",
             image_size=image_size,
             stem="cifar",
-            arch=Arch(layers=(1, 1, 1, 1), channels=(8, 16, 16, 32)),
+            arch=Arch(layers=(1, 1, 1, 1), channels=(16, 16, 32, 32)),
         ),
         optim=OptimConfig(name="lars", lars="simclr", lr=LR(base=0.3, warmup=Steps(2)), weight_decay=constant(1e-6)),
         batch_size=16,

@@ -110,6 +110,7 @@ class EncoderConfig:
         drop_path: stochastic depth at the last block (linearly decayed towards the first).
         positions: `sincos` fixes 2-d sin-cos position embeddings (MAE); None keeps the model's own.
         arch: sizes that replace the named model's own (depth, width, heads; a ResNet's layers and channels).
+        init: random initialisation: timm's own, or MAE's Xavier-uniform for ViTs.
         pretrained: start from timm's published weights (downloads them; only on request).
         weights: local file to start from, or None.
     """
@@ -122,6 +123,7 @@ class EncoderConfig:
     registers: int | None = None
     drop_path: float = 0.0
     positions: Literal["sincos"] | None = None
+    init: Literal["timm", "mae"] = "timm"
     arch: Arch = field(default_factory=Arch)
     pretrained: bool = False
     weights: str | None = None

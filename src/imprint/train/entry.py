@@ -38,7 +38,5 @@ def pretrain_run(
     return Run.open(folder)
 
 
-def _worker(
-    config: RunConfig | None, out: Path, resume: bool, extend: Duration | None, source: Source | None
-) -> None:
+def _worker(config: RunConfig | None, out: Path, resume: bool, extend: Duration | None, source: Source | None) -> None:
     train(config, out, resume=resume, extend=extend, source=source)

@@ -38,9 +38,7 @@ class FiniteGuard:
     loss counts, and a scale that has collapsed.
     """
 
-    def __init__(
-        self, method: nn.Module, optimizer: torch.optim.Optimizer, world: World, precision: Precision
-    ) -> None:
+    def __init__(self, method: nn.Module, optimizer: torch.optim.Optimizer, world: World, precision: Precision) -> None:
         self.last_good: Callable[[], str] = lambda: "There is no checkpoint yet."
         self.method, self.optimizer, self.world, self.precision = method, optimizer, world, precision
         self._late = (

@@ -1,9 +1,9 @@
-"""LARS (arXiv 1708.03888) as four public codes have it, in a constant number of foreach calls and without host syncs."""
+"""LARS (arXiv 1708.03888) as four public codes have it, in a constant number of foreach calls, without host syncs."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
 import torch
@@ -42,7 +42,7 @@ def lars_groups(params: Iterable[Tensor], variant: LarsVariant, weight_decay: fl
 
 
 def trust_ratios(
-    params: Sequence[Tensor], grads: Sequence[Tensor], *, weight_decay: float, trust: float, variant: LarsVariant
+    params: list[Tensor], grads: list[Tensor], *, weight_decay: float, trust: float, variant: LarsVariant
 ) -> Tensor:
     r"""Return the local rate of each parameter, a vector on the device.
 
@@ -56,28 +56,18 @@ def trust_ratios(
         trust: eta.
         variant: which public code.
     """
-    decayed = torch._foreach_add(grads, params, alpha=weight_decay)
-    ratios = _ratios(params, grads, decayed, weight_decay, trust, variant)
-    chosen = [adapts(p, variant) for p in params]
-    return torch.where(torch.tensor(chosen, device=ratios.device), ratios, 1.0)
-
-
-def _ratios(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    decayed: Sequence[Tensor],
-    weight_decay: float,
-    trust: float,
-    variant: LarsVariant,
-) -> Tensor:
     size = torch.stack(torch._foreach_norm(params))
-    if variant == "larc":
-        slope = torch.stack(torch._foreach_norm(grads))
-        ratio = trust * size / (slope + weight_decay * size + 1e-8)
-    else:
-        slope = torch.stack(torch._foreach_norm(decayed))
-        ratio = trust * size / slope
-    return torch.where((size > 0) & (slope > 0), ratio, 1.0)
+    if variant != "larc":
+        grads = list(torch._foreach_add(grads, params, alpha=weight_decay))
+    ratios = _ratios(size, torch.stack(torch._foreach_norm(grads)), weight_decay, trust, variant)
+    chosen = torch.tensor([adapts(p, variant) for p in params], device=ratios.device)
+    return torch.where(chosen, ratios, 1.0)
+
+
+def _ratios(size: Tensor, slope: Tensor, weight_decay: float, trust: float, variant: LarsVariant) -> Tensor:
+    """Return the ratios from ||w|| and ||g + beta w|| (`larc`: ||g||)."""
+    below = slope + weight_decay * size + 1e-8 if variant == "larc" else slope
+    return torch.where((size > 0) & (slope > 0), trust * size / below, 1.0)
 
 
 class LARS(torch.optim.Optimizer):
@@ -131,7 +121,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient; the gradients stay as they are."""
+        """Update every parameter that has a gradient; with decay the gradients are scratch memory and change."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -148,19 +138,23 @@ class LARS(torch.optim.Optimizer):
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
         grads = [p.grad for p in params if p.grad is not None]
         buffers = [self._buffer(p) for p in params]
-        lr, decay = group["lr"], group["weight_decay"]
-        inside = self.variant == "simclr"
-        steps = torch._foreach_add(grads, params, alpha=decay)
-        if group["adapt"]:
-            ratios = _ratios(params, grads, steps, decay, group["trust"], self.variant)
-            if self.variant == "larc":  # a zero gradient stays zero: no decay alone
-                ratios = torch.where(torch.stack(torch._foreach_norm(grads)) > 0, ratios, 0.0)
-            torch._foreach_mul_(steps, list(ratios.unbind()))
-        if inside:
-            torch._foreach_mul_(steps, lr)
+        lr, decay, variant = group["lr"], group["weight_decay"], self.variant
+        # SimCLR's code keeps the rate inside the momentum: the buffer takes lr q d and is subtracted as it is.
+        inside, outside = (lr, 1.0) if variant == "simclr" else (1.0, lr)
+        raw = torch.stack(torch._foreach_norm(grads)) if group["adapt"] and variant == "larc" else None
+        if decay != 0:
+            torch._foreach_add_(grads, params, alpha=decay)
         torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, steps)
-        torch._foreach_add_(params, buffers, alpha=-1.0 if inside else -lr)
+        if group["adapt"]:
+            size = torch.stack(torch._foreach_norm(params))
+            slope = torch.stack(torch._foreach_norm(grads)) if raw is None else raw
+            ratios = _ratios(size, slope, decay, group["trust"], variant)
+            if raw is not None:  # a zero gradient stays zero: no decay alone
+                ratios = torch.where(raw > 0, ratios, 0.0)
+            torch._foreach_addcmul_(buffers, grads, list((ratios * inside).unbind()))
+        else:
+            torch._foreach_add_(buffers, grads, alpha=inside)
+        torch._foreach_add_(params, buffers, alpha=-outside)
 
     def _buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]

@@ -89,9 +89,7 @@ def train(
         clock = clock_of(config, loader, checkpoint)
 
     # How: number formats, synchronised norms, compilation, optimizer.
-    precision = choose_precision(
-        config.precision, world.device, config.channels_last, not method.encoder.has_tokens
-    )
+    precision = choose_precision(config.precision, world.device, config.channels_last, not method.encoder.has_tokens)
     method.to(world.device).train()
     if precision.channels_last:
         to_channels_last(method)
@@ -233,7 +231,7 @@ def build(config: RunConfig, images: Source, folder: Path, world: World) -> tupl
     cls = method_class(config.name)
     settings = {f.name: getattr(config.encoder, f.name) for f in dataclasses.fields(config.encoder)}
     encoder = build_encoder(**{**settings, "channels": config.encoder.channels or images.channels})
-    method: Method = cls(config.method, encoder)  # type: ignore[call-arg]  # every method takes (config, encoder)
+    method: Method = cls(config.method, encoder)  # every method takes (config, encoder)
     loader = Loader(
         images,
         cls.views(config.method, config.encoder.image_size),
@@ -271,7 +269,12 @@ def budgeted(
     step_seconds = measure(stepper, loader.batches(0), clock, budget)
     spent = broadcast_object(time.perf_counter() - began)
     config = fitted(
-        config, clock, budget=budget, spent=spent, step_seconds=step_seconds, probe_seconds=broadcast_object(probe_seconds)
+        config,
+        clock,
+        budget=budget,
+        spent=spent,
+        step_seconds=step_seconds,
+        probe_seconds=broadcast_object(probe_seconds),
     )
     stepper.reschedule(config)
     fixed = clock_of(config, loader, None)

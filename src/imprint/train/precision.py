@@ -67,7 +67,9 @@ def choose_precision(name: str, device: torch.device, channels_last: bool | None
     if name == "auto":
         name = "bf16" if fast_bf16 else "fp32"
     if name == "bf16" and device.type == "cuda" and not fast_bf16:
-        raise ConfigError("precision bf16: this GPU is older than Ampere and has no bf16; use --precision fp16 or fp32.")
+        raise ConfigError(
+            "precision bf16: this GPU is older than Ampere and has no bf16; use --precision fp16 or fp32."
+        )
     if name == "fp16" and device.type == "cpu":
         raise ConfigError("precision fp16 is made for GPUs; on a CPU use --precision fp32 or bf16.")
     scaler = torch.amp.GradScaler(device.type) if name == "fp16" and device.type == "cuda" else None
@@ -79,7 +81,7 @@ def choose_precision(name: str, device: torch.device, channels_last: bool | None
 def set_numerics(device: torch.device) -> None:
     """Ask torch for kernels that give the same bits in every run, and for TF32 in fp32 products on CUDA."""
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that would cost a pass over memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that would cost a pass over memory
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True

@@ -1,4 +1,4 @@
-"""Online evaluation: what the encoder is worth while it trains. Label-free ranks always, kNN and a probe with labels."""
+"""Online evaluation: what an encoder is worth while it trains. Label-free ranks always, kNN and a probe with labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run says while it goes: JSON lines and TensorBoard in its folder, a live bar on a terminal, else a few lines."""
+"""What a run says while it goes: JSON lines and TensorBoard in its folder, a live bar or a few lines on the screen."""
 
 from __future__ import annotations
 
@@ -123,7 +123,9 @@ class RunLog:
 
     def values(self, t: Progress, values: Mapping[str, float]) -> None:
         """Write values measured at `t` (probes); time spent on them does not count as training speed."""
-        self._put({"step": t.step, "epoch": round(t.step / t.steps_per_epoch, 4), "time": round(self.elapsed, 3), **values})
+        self._put(
+            {"step": t.step, "epoch": round(t.step / t.steps_per_epoch, 4), "time": round(self.elapsed, 3), **values}
+        )
         if self.world.main:
             shown = "  ".join(f"{name.rpartition('/')[2]} {value:.4g}" for name, value in values.items())
             self.console.say(f"step {t.step}: {shown}")

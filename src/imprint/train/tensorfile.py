@@ -1,4 +1,4 @@
-"""Tensors in a file: the safetensors format, written in one pass with its SHA-256, so nothing is read back to be summed.
+"""Tensors in a file: the safetensors format, written in one pass with its SHA-256, so that nothing is read back.
 
 Layout (https://github.com/huggingface/safetensors): 8 bytes little-endian header length, a JSON header, raw data.
 """
@@ -53,7 +53,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             data = tensors[name].detach().cpu().contiguous().view(-1)
             if data.numel() == 0:
                 continue
-            raw = memoryview(data.view(torch.uint8).numpy())
+            raw = data.view(torch.uint8).numpy().data
             digest.update(raw)
             file.write(raw)
         file.flush()

@@ -49,11 +49,11 @@ def overlay(image: Picture, map_hw: npt.NDArray[np.float32], strength: float = 0
 
 
 def attention_sheet(images: list[Picture], maps: Maps, *, heads: int = 6, side: int = 112) -> Picture:
-    """Return a sheet: per row the image, the mean over heads, then the first `heads` heads."""
-    rows = []
-    for image, own in zip(images, maps, strict=True):
-        base = resized(image, side, side)
-        rows.append([base, overlay(base, own.mean(0)), *(overlay(base, own[h]) for h in range(min(heads, len(own))))])
+    """Return a sheet: a column per image, from above the image, the mean over heads, the first `heads` heads."""
+    bases = [resized(image, side, side) for image in images]
+    rows = [bases, [overlay(base, own.mean(0)) for base, own in zip(bases, maps, strict=True)]]
+    for head in range(min(heads, maps.shape[1])):
+        rows.append([overlay(base, own[head]) for base, own in zip(bases, maps, strict=True)])
     return sheet(rows)
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from imprint.core.errors import ConfigError
 from imprint.viz import charts
+from imprint.viz.colours import category
 from imprint.viz.curves import series
-from imprint.viz.page import Section, filter_box, page, table
+from imprint.viz.page import Section, filter_box, page, table, write_page
 from imprint.viz.run_folder import RunFolder
-from imprint.viz.sections import duration
+from imprint.viz.sections import duration, panel
 
 CURVES: tuple[tuple[str, str, str], ...] = (
     ("Loss", "loss", ""),
@@ -47,15 +48,10 @@ def build_compare(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike
         title=f"{len(runs)} runs",
         subtitle="compared by Imprint",
         lead="",
-        sections=[league(ranked), differences(ranked), *curves(ranked)],
+        sections=[league(ranked), differences(ranked), curves(ranked)],
         footer=f"Written {datetime.now().astimezone().isoformat(sep=' ', timespec='minutes')} by Imprint.",
     )
-    target = Path(out)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    aside.write_text(document, encoding="utf-8")
-    aside.replace(target)
-    return target
+    return write_page(document, Path(out))
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
@@ -105,19 +101,21 @@ def differences(runs: Sequence[tuple[str, RunFolder]]) -> Section:
     return Section("differences", "Differences", body + table(["field", *(name for name, _ in runs)], rows))
 
 
-def curves(runs: Sequence[tuple[str, RunFolder]]) -> list[Section]:
-    """Return one chart a metric with one line a run."""
-    sections = []
+def curves(runs: Sequence[tuple[str, RunFolder]]) -> Section:
+    """Return one chart a metric with one line a run; a run keeps its colour throughout."""
+    colours = {name: category(i) for i, (name, _) in enumerate(runs)}
+    panels = []
     for title, key, unit in CURVES:
-        lines = tuple(series(run.metrics, key, name=name) for name, run in runs)
-        lines = tuple(line for line in lines if line.x)
-        anchor = title.lower().replace(" ", "-")
+        lines = [series(run.metrics, key, name=name) for name, run in runs]
+        lines = [line for line in lines if line.x]
         if not lines:
-            sections.append(Section(anchor, title, reason=f"No run has measured {key}."))
             continue
-        chart = charts.Chart(title, lines, unit, dots=key.startswith(("probe/", "rank/")))
-        sections.append(Section(anchor, title, charts.svg(chart)))
-    return sections
+        own = tuple(colours[line.name] for line in lines)
+        chart = charts.Chart(title, tuple(lines), unit, dots=key.startswith(("probe/", "rank/")), colours=own)
+        panels.append(panel(chart))
+    if not panels:
+        return Section("curves", "Curves", reason="None of the runs has measured anything yet.")
+    return Section("curves", "Curves", f'<div class="charts">{"".join(panels)}</div>')
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

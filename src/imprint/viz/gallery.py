@@ -24,11 +24,11 @@ from imprint.viz.page import Section, figure, filter_box, payload, text
 from imprint.viz.patch_pca import pca_sheet
 from imprint.viz.raster import Picture, data_uri, mosaic, picture, thumbnail
 from imprint.viz.run_folder import Absent, RunFolder
-from imprint.viz.token_norms import histogram, norms_sheet, token_norms
+from imprint.viz.token_norms import histogram, norms_sheet, token_norms, tokens_before_norm
 
 TILE = 40
-LOOKED_AT = 6
-QUERIES, NEIGHBOURS = 24, 9
+LOOKED_AT = 8
+QUERIES, NEIGHBOURS = 16, 10
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def look(run: RunFolder, limit: int, workers: int | None, device: str) -> Looked
 
 def map_and_neighbours(run: RunFolder, found: Looked | Absent) -> list[Section]:
     """Return the nearest neighbours and the map, which share one sprite of thumbnails."""
-    titles = (("neighbours", "Nearest neighbours"), ("map", "Map of embeddings"))
+    titles = (("neighbours", "Nearest neighbours"), ("map", "Map"))
     if isinstance(found, Absent):
         return [Section(key, title, reason=found.reason) for key, title in titles]
     table = found.table
@@ -123,27 +123,30 @@ def token_sections(run: RunFolder, found: Looked | Absent, device: str) -> list[
     with resting(encoder, place), torch.no_grad():
         features = encoder.encode(inputs)
         patches, grid = features.patches_BND.float().cpu().numpy(), features.grid
+        before = tokens_before_norm(encoder, inputs).float().cpu().numpy()
         try:
             maps = attention_maps(encoder, inputs)
             attention = Section(*titles[0], _attention_body(images, maps, features.cls_BD is not None))
         except ConfigError as error:
             attention = Section(*titles[0], reason=str(error))
     about = (
-        "First principal component of all patches together (foreground against ground), then the next three as red, "
+        "From above: the image, the first principal component of all patches together (foreground against ground), and "
+        "the next three as red, "
         "green and blue: patches with like features have like colours, across images."
     )
     body = (
         f'<p class="about">{text(about)}</p>{figure(pca_sheet(images, patches, grid), "patch components", kind="png")}'
     )
-    norms = token_norms(patches)
+    norms = token_norms(before)
     told = (
-        f"Median norm {norms.median:.3g}, largest {norms.largest:.3g}; {100 * norms.outlier_share:.2f} % of the "
+        f"Before the final norm layer: median {norms.median:.3g}, largest {norms.largest:.3g}; "
+        f"{100 * norms.outlier_share:.2f} % of the "
         "patches stand out. Single patches of very high norm in the background call for register tokens "
         "(--encoder.registers 4)."
     )
     chart = f'<div class="panel"><h3>Distribution</h3>{charts.svg(histogram(norms))}</div>'
     pictures = figure(norms_sheet(images, norms, grid), "token norms", kind="png")
-    shown = f'<p class="about">{text(told)}</p><div class="charts">{pictures}{chart}</div>'
+    shown = f'<p class="about">{text(told)}</p>{pictures}<div class="charts">{chart}</div>'
     return [attention, Section(*titles[1], body), Section(*titles[2], shown)]
 
 
@@ -156,8 +159,8 @@ def _attention_body(images: list[Picture], maps: npt.NDArray[np.float32], has_cl
     query = "the class token" if has_cls else "all patches on average"
     heads = min(6, maps.shape[1])
     about = (
-        f"Attention of {query} to the patches in the last block: the image, the mean over {maps.shape[1]} heads, then "
-        f"the first {heads} heads. Each map is scaled to its own range."
+        f"Attention of {query} to the patches in the last block. From above: the image, the mean over "
+        f"{maps.shape[1]} heads, the first {heads} heads. Each map is scaled to its own range."
     )
     return f'<p class="about">{text(about)}</p>{figure(attention_sheet(images, maps), "attention maps")}'
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from imprint.core.rng import key, uniforms
 from imprint.viz.raster import Picture, save_png, sheet, thumbnail
 
 
@@ -54,10 +55,11 @@ def nearest_rows(features_ND: npt.NDArray[np.float32], queries: Sequence[int], k
 
 
 def spread_queries(labels_N: npt.NDArray[np.int64] | None, count: int, rows: int) -> list[int]:
-    """Return `count` rows to ask for: in turn one of every class, or evenly spread without labels."""
+    """Return `count` rows to ask for: in turn a drawn one of every class, or evenly spread without labels."""
     if labels_N is None:
         return list(dict.fromkeys(int(i) for i in np.linspace(0, rows - 1, min(count, rows)).round()))
-    order = np.argsort(labels_N, kind="stable")
+    draw = uniforms(key("neighbours", np.arange(len(labels_N))), 1)[:, 0]
+    order = np.lexsort((draw, labels_N))
     labels = labels_N[order]
     starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]])
     turn = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))

@@ -75,7 +75,8 @@ def cards(values: Sequence[tuple[str, str, str]]) -> str:
     parts = []
     for name, value, note in values:
         under = f'<div class="note">{text(note)}</div>' if note else ""
-        inside = f'<div class="label">{text(name)}</div><div class="value">{text(value)}</div>{under}'
+        kind = "value long" if len(value) > 13 else "value"
+        inside = f'<div class="label">{text(name)}</div><div class="{kind}">{text(value)}</div>{under}'
         parts.append(f'<div class="card">{inside}</div>')
     return f'<div class="cards">{"".join(parts)}</div>'
 

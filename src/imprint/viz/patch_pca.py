@@ -63,14 +63,11 @@ def component_pictures(components_BNC: npt.NDArray[np.float32], grid: tuple[int,
 
 
 def pca_sheet(images: list[Picture], patches_BND: Patches, grid: tuple[int, int], side: int = 112) -> Picture:
-    """Return a sheet: per row the image, the first component, the next three as colours."""
+    """Return a sheet: a column per image, from above the image, the first component, the next three as colours."""
     pairs = component_pictures(patch_components(patches_BND), grid)
-    return sheet(
-        [
-            [resized(image, side, side), *(resized(p, side, side, smooth=False) for p in pair)]
-            for image, pair in zip(images, pairs, strict=True)
-        ]
-    )
+    rows = [[resized(image, side, side) for image in images]]
+    rows += [[resized(pair[i], side, side, smooth=False) for pair in pairs] for i in range(2)]
+    return sheet(rows)
 
 
 def save_pca(images: list[Picture], patches_BND: Patches, grid: tuple[int, int], path: str | Path) -> Path:

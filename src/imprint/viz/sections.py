@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from imprint.viz import charts
-from imprint.viz.colours import category
 from imprint.viz.curves import curves
 from imprint.viz.page import Section, cards, figure, filter_box, table, text
 from imprint.viz.reconstructions import ordered, reconstructions
 from imprint.viz.run_folder import Absent, RunFolder
 from imprint.viz.views_sheet import describe_views, views_sheet
 
-SHOWN_BAD = 30
+SHOWN_BAD = 12
 
 
 def duration(seconds: float) -> str:
@@ -63,20 +62,23 @@ def curve_section(run: RunFolder) -> Section:
     found = curves(run.metrics)
     if not found:
         return Section("curves", "Curves", reason="metrics.jsonl holds no measurements yet.")
-    panels = []
-    for chart in found:
-        legend = ""
-        if len(chart.series) > 1:
-            entries = "".join(
-                f'<span><i style="background:{category(i)}"></i>{text(line.name)}</span>'
-                for i, line in enumerate(chart.series)
-            )
-            legend = f'<div class="legend">{entries}</div>'
-        words = text(" ".join([chart.title, *(line.name for line in chart.series)]))
-        inside = f"<h3>{text(chart.title)}</h3>{legend}{charts.svg(chart)}"
-        panels.append(f'<div class="panel curve" data-words="{words}">{inside}</div>')
+    panels = [panel(chart) for chart in found]
     tools = filter_box(".panel.curve", "Filter curves by name")
     return Section("curves", "Curves", f'{tools}<div class="charts">{"".join(panels)}</div>')
+
+
+def panel(chart: charts.Chart) -> str:
+    """Return a chart with its title, and a legend when it has several lines."""
+    legend = ""
+    if len(chart.series) > 1:
+        entries = "".join(
+            f'<span><i style="background:{chart.colour(i)}"></i>{text(line.name)}</span>'
+            for i, line in enumerate(chart.series)
+        )
+        legend = f'<div class="legend">{entries}</div>'
+    words = text(" ".join([chart.title, *(line.name for line in chart.series)]))
+    inside = f"<h3>{text(chart.title)}</h3>{legend}{charts.svg(chart)}"
+    return f'<div class="panel curve" data-words="{words}">{inside}</div>'
 
 
 def notes_section(run: RunFolder) -> Section:
@@ -87,7 +89,7 @@ def notes_section(run: RunFolder) -> Section:
     for line in run.notes:
         kind = "warning" if "warning" in line else "event"
         rows.append((f"{line['step']:,}", duration(float(line.get("time") or 0)), kind, line[kind]))
-    return Section("events", "Events and warnings", table(("Step", "Time", "Kind", "What"), rows, numeric=(0, 1)))
+    return Section("events", "Events", table(("Step", "Time", "Kind", "What"), rows, numeric=(0, 1)))
 
 
 def views_section(run: RunFolder) -> Section:
@@ -100,7 +102,9 @@ def views_section(run: RunFolder) -> Section:
         return Section("views", "Views", reason="samples/views.safetensors holds no pictures.")
     about = (
         "The first batch as the network received it, after cropping and colour changes and before normalisation: "
-        "one row per image, then every crop. " + "; ".join(describe_views(pictures)) + "."
+        "crops of the same image stand side by side, or below each other when there are few. "
+        + "; ".join(describe_views(pictures))
+        + "."
     )
     return Section(
         "views", "Views", f'<p class="about">{text(about)}</p>{figure(views_sheet(pictures), "training views")}'
@@ -117,7 +121,7 @@ def reconstruction_section(run: RunFolder) -> Section:
         return Section(
             "reconstructions", "Reconstructions", reason="samples/reconstruct.safetensors holds no pictures."
         )
-    about = "Columns: " + ", ".join(ordered(pictures)) + ". Visible patches are copied into the reconstruction."
+    about = "From above: " + ", ".join(ordered(pictures)) + ". Visible patches are copied into the reconstruction."
     body = f'<p class="about">{text(about)}</p>{figure(reconstructions(pictures), "reconstructions")}'
     return Section("reconstructions", "Reconstructions", body)
 

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor, nn
 
+from imprint.backbones.encoder import Encoder
 from imprint.viz.charts import Chart, Series
 from imprint.viz.colours import heat
 from imprint.viz.raster import Picture, resized, save_png, sheet
@@ -18,7 +21,7 @@ from imprint.viz.raster import Picture, resized, save_png, sheet
 
 @dataclass(frozen=True)
 class TokenNorms:
-    """Norms of the output patch tokens.
+    """Norms of patch tokens.
 
     Attributes:
         norms_BN: Euclidean norms.
@@ -34,8 +37,35 @@ class TokenNorms:
     outlier_share: float
 
 
+def tokens_before_norm(encoder: Encoder, images_BCHW: Tensor) -> Tensor:
+    """Return the patch tokens (B, N, D) that enter the final norm, or the output's when there is no such layer.
+
+    A LayerNorm gives every token nearly the same length, so high-norm tokens only show before it. The final norm is
+    recognised by what it gives: its output is the encoder's patch tokens.
+    """
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if inputs[0].ndim == 3:
+            calls[:] = [(inputs[0], output)]
+
+    norms = [m for m in encoder.modules() if isinstance(m, (nn.LayerNorm, nn.RMSNorm))]
+    hooks = [module.register_forward_hook(keep) for module in norms]
+    try:
+        with torch.no_grad():
+            patches = encoder.encode(images_BCHW).patches_BND
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if calls:
+        before, after = (t[:, t.shape[1] - patches.shape[1] :] for t in calls[0])
+        if after.shape == patches.shape and torch.allclose(after.float(), patches.float()):
+            return before
+    return patches
+
+
 def token_norms(patches_BND: npt.NDArray[np.float32]) -> TokenNorms:
-    """Measure the norms."""
+    """Measure the norms of patch tokens (B, N, D)."""
     norms = np.linalg.norm(patches_BND.astype(np.float32), axis=2)
     median = float(np.median(norms))
     spread = 1.4826 * float(np.median(np.abs(norms - median)))
@@ -49,16 +79,16 @@ def histogram(found: TokenNorms, bins: int = 40) -> Chart:
     middle = (edges[:-1] + edges[1:]) / 2
     share = 100.0 * counts / max(1, counts.sum())
     line = Series("patches", tuple(map(float, middle)), tuple(map(float, share)))
-    return Chart("Token norms", (line,), " %", x_label="norm of the output token")
+    return Chart("Token norms", (line,), " %", x_label="norm")
 
 
 def norms_sheet(images: list[Picture], found: TokenNorms, grid: tuple[int, int], side: int = 112) -> Picture:
-    """Return a sheet: per row the image and its norms, dark = 0, bright = the largest of all."""
-    rows = []
-    for image, own in zip(images, found.norms_BN, strict=True):
-        shade = heat(own.reshape(grid) / max(found.largest, 1e-12))
-        rows.append([resized(image, side, side), resized(shade, side, side, smooth=False)])
-    return sheet(rows)
+    """Return a sheet: a column per image, the image above its norms, from the smallest of all to the largest."""
+    low = float(found.norms_BN.min())
+    shades = [heat((own.reshape(grid) - low) / max(found.largest - low, 1e-12)) for own in found.norms_BN]
+    return sheet(
+        [[resized(p, side, side) for p in images], [resized(s, side, side, smooth=False) for s in shades]],
+    )
 
 
 def save_norms(images: list[Picture], found: TokenNorms, grid: tuple[int, int], path: str | Path) -> Path:

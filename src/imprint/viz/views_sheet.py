@@ -1,20 +1,23 @@
-"""What the network really saw: crops of the first batch, one row per image."""
+"""What the network really saw: crops of the first batch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from imprint.viz.raster import Picture, picture, resized, save_png, sheet
 
 ROWS = 8
+FEW = 5
+GAP = 4
 
 
 def views_sheet(views: Mapping[str, Tensor], *, rows: int = ROWS, height: int = 112) -> Picture:
-    """Return one sheet: a row per image, the crops of every view side by side, at their sizes relative to the largest.
+    """Return one sheet of crops, at their sizes relative to the largest: a row per image, or a column when it has few.
+
+    In a row, small crops stand on top of each other where several fit into the height of the largest.
 
     Args:
         views: integers or floats in [0, 1] by view name, (V, B, C, H, W).
@@ -23,15 +26,18 @@ def views_sheet(views: Mapping[str, Tensor], *, rows: int = ROWS, height: int = 
     """
     largest = max(v.shape[-2] for v in views.values())
     count = min(rows, *(v.shape[1] for v in views.values()))
-    columns = [(crop, _side(v.shape[-2], largest, height)) for v in views.values() for crop in v]
+    lying = sum(v.shape[0] for v in views.values()) >= FEW
     out = []
     for b in range(count):
         cells = []
-        for crop, side in columns:
-            image = picture(crop[b].numpy(), channels_first=True)
-            cells.append(resized(image, side, side, smooth=side < 2 * image.shape[0]))
+        for crops in views.values():
+            side = max(24, round(height * crops.shape[-2] / largest))
+            shown = [picture(crop[b].numpy(), channels_first=True) for crop in crops]
+            shown = [resized(image, side, side, smooth=side < 2 * image.shape[0]) for image in shown]
+            fit = max(1, (height + GAP) // (side + GAP)) if lying else 1
+            cells += [sheet([[p] for p in shown[i : i + fit]], gap=GAP) for i in range(0, len(shown), fit)]
         out.append(cells)
-    return sheet(out)
+    return sheet(out if lying else [list(column) for column in zip(*out, strict=True)], gap=GAP)
 
 
 def describe_views(views: Mapping[str, Tensor]) -> list[str]:
@@ -42,7 +48,3 @@ def describe_views(views: Mapping[str, Tensor]) -> list[str]:
 def save_views_sheet(views: Mapping[str, Tensor], path: str | Path) -> Path:
     """Write the sheet as a PNG file."""
     return save_png(views_sheet(views), path)
-
-
-def _side(own: int, largest: int, height: int) -> int:
-    return max(24, int(np.rint(height * own / largest)))

@@ -94,7 +94,7 @@
       const words = input.value.trim().toLowerCase().split(/\s+/).filter(Boolean);
       let shown = 0;
       for (const item of items) {
-        const hit = words.every(word => item.dataset.words.toLowerCase().includes(word));
+        const hit = words.every(word => (item.dataset.words ?? item.textContent).toLowerCase().includes(word));
         item.hidden = !hit;
         item.style.display = hit ? "" : "none";
         shown += hit;

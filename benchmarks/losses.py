@@ -1,0 +1,185 @@
+"""Losses against their rivals: forward plus backward, time and peak memory growth, each in a fresh process.
+
+python benchmarks/losses.py [--only nt_xent|dino|knn] [--quick] [--threads N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from measure import Measurement, child_main, measure, write_results
+
+SIZES = {
+    "nt_xent": ("512", "2048", "8192"),
+    "dino": ("64x10x65536",),
+    "knn": ("10000x50000x384",),
+}
+QUICK = {"nt_xent": ("512",), "dino": ("8x10x65536",), "knn": ("1000x50000x384",)}
+RIVALS = {
+    "nt_xent": ("imprint", "lightly", "plain torch"),
+    "dino": ("imprint", "imprint overwrite", "lightly", "official style"),
+    "knn": ("imprint", "matrix product alone", "torch.topk"),
+}
+
+
+def nt_xent_call(rival: str, size: str) -> Callable[[], object]:
+    """NT-Xent over `size` pairs, D = 128, tau = 0.1."""
+    generator = torch.Generator().manual_seed(0)
+    z1, z2 = (torch.randn(int(size), 128, generator=generator).requires_grad_() for _ in range(2))
+
+    def plain(a: Tensor, b: Tensor) -> Tensor:
+        z = F.normalize(torch.cat([a, b]), dim=1)
+        logits = (z @ z.T / 0.1).fill_diagonal_(-torch.inf)
+        count = len(a)
+        targets = torch.arange(2 * count).roll(count)
+        return F.cross_entropy(logits, targets)
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    if rival == "imprint":
+        from imprint.losses.contrastive import nt_xent
+
+        def loss(a: Tensor, b: Tensor) -> Tensor:
+            return nt_xent(a, b, 0.1)
+    elif rival == "lightly":
+        from lightly.loss import NTXentLoss  # type: ignore[import-untyped]
+
+        import imprint.backbones.torchvision_compat  # noqa: F401  lightly imports torchvision
+
+        loss = NTXentLoss(temperature=0.1)
+    else:
+        loss = plain
+
+    def call() -> None:
+        z1.grad = z2.grad = None
+        loss(z1, z2).backward()
+
+    return call
+
+
+def dino_call(rival: str, size: str) -> Callable[[], object]:
+    """DINO's loss: images x crops x prototypes, two teacher views, tau_s = 0.1, tau_t = 0.04."""
+    batch, crops, width = (int(n) for n in size.split("x"))
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(crops, batch, width, generator=generator).mul_(0.1).requires_grad_()
+    teacher = torch.randn(2, batch, width, generator=generator).mul_(0.1)
+    center = torch.zeros(width)
+
+    if rival.startswith("imprint"):
+        from imprint.losses.distillation import cross_view_cross_entropy
+
+        overwrite = rival.endswith("overwrite")
+
+        def call() -> None:
+            student.grad = None
+            logits = student.view_as(student) if overwrite else student
+            # Overwriting consumes the values; a training step computes fresh ones, so timing is not affected.
+            cross_view_cross_entropy(logits, teacher, center, 0.1, 0.04, overwrite=overwrite).backward()
+            if overwrite:
+                student.grad = None
+
+    elif rival == "lightly":
+        from lightly.loss import DINOLoss
+
+        import imprint.backbones.torchvision_compat  # noqa: F401
+
+        lightly = DINOLoss(output_dim=width, teacher_temp=0.04, student_temp=0.1)
+
+        def call() -> None:
+            student.grad = None
+            lightly(list(teacher.unbind()), list(student.unbind())).backward()
+
+    else:
+
+        def call() -> None:
+            student.grad = None
+            targets = F.softmax((teacher - center) / 0.04, dim=-1).detach().unbind()
+            outs = (student.flatten(0, 1) / 0.1).chunk(crops)
+            total, terms = torch.zeros(()), 0
+            for w, q in enumerate(targets):
+                for v, out in enumerate(outs):
+                    if v != w:
+                        total = total + torch.sum(-q * F.log_softmax(out, dim=-1), dim=-1).mean()
+                        terms += 1
+            (total / terms).backward()
+
+    return call
+
+
+def knn_call(rival: str, size: str) -> Callable[[], object]:
+    """The 20 nearest of a bank: queries x bank x width."""
+    queries, rows, width = (int(n) for n in size.split("x"))
+    generator = torch.Generator().manual_seed(0)
+    bank = F.normalize(torch.randn(rows, width, generator=generator), dim=1)
+    query = F.normalize(torch.randn(queries, width, generator=generator), dim=1)
+    if rival == "imprint":
+        from imprint.ops.neighbours import nearest
+
+        return lambda: nearest(query, bank, 20)
+    out = torch.empty(256, rows)
+
+    def product() -> None:
+        for part in query.split(256):
+            torch.mm(part, bank.T, out=out[: len(part)])
+
+    def sort() -> None:
+        for part in query.split(256):
+            torch.mm(part, bank.T, out=out[: len(part)]).topk(20, dim=1)
+
+    return product if rival == "matrix product alone" else sort
+
+
+CALLS = {"nt_xent": nt_xent_call, "dino": dino_call, "knn": knn_call}
+
+
+def main() -> None:
+    """Print the table and write benchmarks/results/losses.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=sorted(CALLS), help="one benchmark")
+    parser.add_argument("--quick", action="store_true", help="smallest sizes; writes no result file")
+    parser.add_argument("--threads", type=int, help="threads per process (default: all cores)")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        name, rival, size = args.child.split("/")
+        child_main(CALLS[name](rival, size))
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    results: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    have_lightly = importlib.util.find_spec("lightly") is not None
+    for name in [args.only] if args.only else list(CALLS):
+        table = Table("size", "implementation", "ms", "peak MB", "time / imprint", "memory / imprint", title=name)
+        for size in (QUICK if args.quick else SIZES)[name]:
+            figures: dict[str, Measurement] = {}
+            for rival in RIVALS[name]:
+                if rival == "lightly" and not have_lightly:
+                    console.print("lightly is not installed: pip install 'imprint[bench]'")
+                    continue
+                figures[rival] = measure(__file__, f"{name}/{rival}/{size}", threads=args.threads)
+                ours, theirs = figures["imprint"], figures[rival]
+                table.add_row(
+                    size,
+                    rival,
+                    f"{1e3 * theirs.seconds:.1f}",
+                    f"{theirs.peak_mb:.1f}",
+                    f"{theirs.seconds / ours.seconds:.2f}",
+                    f"{theirs.peak_mb / max(ours.peak_mb, 0.1):.1f}",
+                )
+            results.setdefault(name, {})[size] = {rival: asdict(figure) for rival, figure in figures.items()}
+        console.print(table)
+    if not args.quick and not args.only:
+        console.print(f"written: {write_results('losses', results, command='python benchmarks/losses.py')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from imprint.core.errors import ConfigError
+from imprint.data.batch import Batch
+from imprint.train.precision import choose_precision, to_channels_last
+
+CPU = torch.device("cpu")
+
+
+def test_auto_on_a_cpu_is_fp32_and_channels_last_for_cnns_alone():
+    assert choose_precision("auto", CPU, None, convolutional=True).name == "fp32"
+    assert choose_precision("auto", CPU, None, convolutional=True).channels_last
+    assert not choose_precision("auto", CPU, None, convolutional=False).channels_last
+    assert not choose_precision("auto", CPU, False, convolutional=True).channels_last
+    assert choose_precision("fp32", CPU, None, True).scaler is None
+
+
+def test_fp16_on_a_cpu_is_refused():
+    with pytest.raises(ConfigError, match="made for GPUs"):
+        choose_precision("fp16", CPU, None, True)
+
+
+def test_bf16_autocast_reaches_matmuls():
+    with choose_precision("bf16", CPU, None, False).autocast():
+        assert torch.nn.Linear(4, 4)(torch.randn(2, 4)).dtype == torch.bfloat16
+
+
+def test_views_are_laid_out_channels_last_without_changing_a_value():
+    images = torch.randint(0, 255, (2, 3, 3, 8, 8), dtype=torch.uint8)
+    batch = Batch(views={"global": images}, index_B=torch.arange(3))
+    laid = choose_precision("fp32", CPU, True, True).laid_out(batch).views["global"]
+    assert torch.equal(laid, images)
+    assert laid[0].is_contiguous(memory_format=torch.channels_last)
+    assert laid.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    conv = torch.nn.Conv2d(3, 4, 3)
+    to_channels_last(conv)
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert conv(laid[0].float()).is_contiguous(memory_format=torch.channels_last)
