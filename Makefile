@@ -10,10 +10,11 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 TORCH ?= torch
 TORCH_INDEX ?=
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(CONSTRAINTS)
 THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} NUMBA_NUM_THREADS=$${NUMBA_NUM_THREADS:-1}
 PYTEST_ARGS ?=
-RUNS ?= runs
+# measure.py is what the others measure with; cifar.py takes a quarter of an hour a method (docs/results.md).
+BENCHMARKS ?= $(filter-out benchmarks/measure.py benchmarks/cifar.py,$(sort $(wildcard benchmarks/*.py)))
 
 .PHONY: help demo test lint format docs bench fidelity browser install install-dev clean
 help:
@@ -46,7 +47,7 @@ install: $(VENV)/.base
 install-dev: $(VENV)/.dev
 
 demo: $(VENV)/.base
-	$(BIN)/imprint demo --out $(RUNS)/demo
+	$(BIN)/imprint demo
 
 test: $(VENV)/.dev
 	$(THREADS) $(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -66,10 +67,11 @@ docs: $(VENV)/.dev
 	@echo "site/index.html"
 
 bench: $(VENV)/.bench
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 fidelity: $(VENV)/.dev
 	$(THREADS) $(BIN)/python -m pytest -q tests/parity
+	@$(THREADS) $(BIN)/python tests/parity/fidelity.py >/dev/null
 	$(BIN)/imprint methods --fidelity
 
 # Only a browser that is absent is installed, and only where that is plainly possible.

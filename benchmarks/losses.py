@@ -6,9 +6,11 @@ python benchmarks/losses.py [--only nt_xent|dino|knn] [--quick] [--threads N]
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +25,16 @@ SIZES = {
 }
 QUICK = {"nt_xent": ("512",), "dino": ("8x10x65536",), "knn": ("1000x50000x384",)}
 RIVALS = {
-    "nt_xent": ("imprint", "lightly", "plain torch"),
-    "dino": ("imprint", "imprint overwrite", "lightly", "official style"),
+    "nt_xent": ("imprint", "lightly", "stable-pretraining", "plain torch"),
+    "dino": ("imprint", "imprint overwrite", "lightly", "stable-pretraining", "official style"),
     "knn": ("imprint", "matrix product alone", "torch.topk"),
 }
+
+
+def module(name: str) -> Any:
+    """Import a rival; they import torchvision, whose operators some builds of torch lack."""
+    importlib.import_module("imprint.backbones.torchvision_compat")
+    return importlib.import_module(name)
 
 
 def nt_xent_call(rival: str, size: str) -> Callable[[], object]:
@@ -48,11 +56,9 @@ def nt_xent_call(rival: str, size: str) -> Callable[[], object]:
         def loss(a: Tensor, b: Tensor) -> Tensor:
             return nt_xent(a, b, 0.1)
     elif rival == "lightly":
-        from lightly.loss import NTXentLoss  # type: ignore[import-untyped]
-
-        import imprint.backbones.torchvision_compat  # noqa: F401  lightly imports torchvision
-
-        loss = NTXentLoss(temperature=0.1)
+        loss = module("lightly.loss").NTXentLoss(temperature=0.1)
+    elif rival == "stable-pretraining":
+        loss = module("stable_pretraining.losses").NTXEntLoss(temperature=0.1)
     else:
         loss = plain
 
@@ -85,15 +91,19 @@ def dino_call(rival: str, size: str) -> Callable[[], object]:
                 student.grad = None
 
     elif rival == "lightly":
-        from lightly.loss import DINOLoss
-
-        import imprint.backbones.torchvision_compat  # noqa: F401
-
-        lightly = DINOLoss(output_dim=width, teacher_temp=0.04, student_temp=0.1)
+        lightly = module("lightly.loss").DINOLoss(output_dim=width, teacher_temp=0.04, student_temp=0.1)
 
         def call() -> None:
             student.grad = None
             lightly(list(teacher.unbind()), list(student.unbind())).backward()
+
+    elif rival == "stable-pretraining":
+        stable = module("stable_pretraining.losses").DINOv1Loss(temperature_student=0.1)
+        stable.center = center
+
+        def call() -> None:
+            student.grad = None
+            stable(student, stable.softmax_center_teacher(teacher, 0.04, update_centers=False)).backward()
 
     else:
 
@@ -156,16 +166,24 @@ def main() -> None:
 
     console = Console()
     results: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
-    have_lightly = importlib.util.find_spec("lightly") is not None
+    names = {"lightly": "lightly", "stable-pretraining": "stable_pretraining"}
+    absent = [rival for rival, name in names.items() if importlib.util.find_spec(name) is None]
+    if absent:
+        console.print(f"not installed, left out: {', '.join(absent)}")
     for name in [args.only] if args.only else list(CALLS):
         table = Table("size", "implementation", "ms", "peak MB", "time / imprint", "memory / imprint", title=name)
         for size in (QUICK if args.quick else SIZES)[name]:
             figures: dict[str, Measurement] = {}
             for rival in RIVALS[name]:
-                if rival == "lightly" and not have_lightly:
-                    console.print("lightly is not installed: pip install 'imprint[bench]'")
+                if rival in absent:
                     continue
-                figures[rival] = measure(__file__, f"{name}/{rival}/{size}", threads=args.threads)
+                try:
+                    figures[rival] = measure(__file__, f"{name}/{rival}/{size}", threads=args.threads)
+                except RuntimeError as error:
+                    if rival == "imprint":
+                        raise
+                    console.print(f"{rival} does not run here: {str(error).strip().splitlines()[-1]}")
+                    continue
                 ours, theirs = figures["imprint"], figures[rival]
                 table.add_row(
                     size,

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from rich import print
+from rich.table import Table
 from torch import nn
 
 import imprint.backbones.torchvision_compat  # noqa: F401  (before lightly imports torchvision)
@@ -31,7 +33,7 @@ from imprint.train.config import RunConfig
 from imprint.train.optim import build_optimizer
 from imprint.train.precision import choose_precision, to_channels_last
 from imprint.train.step import Stepper
-from measure import print_table, save_results
+from measure import write_results
 
 Step = Callable[[], Any]
 
@@ -237,9 +239,12 @@ def main() -> None:
                 "auto / lightly": round(speeds["imprint auto"] / base, 2),
             }
         )
-    print_table("One training step on ready images", rows)
-    if not args.quick:
-        save_results("step", rows, command="python benchmarks/step.py")
+    table = Table(*rows[0], title="One training step on ready images")
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    print(table)
+    if not args.quick and len(rows) == len(configs(False)):
+        print(write_results("step", {row["step"]: row for row in rows}, command="python benchmarks/step.py"))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,11 @@ def test_fidelity_shows_errors_figures_and_dashes_for_what_was_not_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tables = {
-        "fidelity.json": {"nt_xent": 1.25e-7, "lars": {"worst": 3e-6, "tolerance": 1e-5}, "knn": 0.0},
+        "fidelity.json": {
+            "nt_xent": {"worst_relative_error": 1.25e-7, "array": "out_loss", "arrays": 5},
+            "lars": {"worst_relative_error": 3e-6},
+            "knn": {"worst_relative_error": 0.0},
+        },
         "results.json": {"simclr": {"figure": "CIFAR-10 kNN 70.1", "command": "imprint pretrain simclr"}},
     }
     monkeypatch.setattr(methods, "stored", lambda name: tables[name])
@@ -60,3 +64,10 @@ def test_tables_that_were_never_measured_are_empty() -> None:
 def test_every_row_names_an_importable_class() -> None:
     for row in catalog.CATALOG:
         assert catalog.method_class(row.name).__name__ == row.cls
+
+
+def test_every_numeric_case_of_every_method_was_measured() -> None:
+    cases = methods.stored("fidelity.json")
+    for row in catalog.CATALOG:
+        for case in row.parity:
+            assert methods.worst(cases.get(case)) != "-", (row.name, case)

@@ -17,7 +17,8 @@ from imprint.core.errors import ConfigError, DataError
 from imprint.data.arrays import ArraySource
 from imprint.data.batch import Normalise
 from imprint.evals import feature_cache
-from imprint.evals.features import evaluation_view, extract, represent
+from imprint.evals.features import extract
+from imprint.evals.represent import evaluation_view, represent
 
 PLAIN = Normalise((0.0,), (1.0,))
 

@@ -10,8 +10,13 @@ from imprint.train.precision import choose_precision, to_channels_last
 CPU = torch.device("cpu")
 
 
-def test_auto_on_a_cpu_is_fp32_and_channels_last_for_cnns_alone():
-    assert choose_precision("auto", CPU, None, convolutional=True).name == "fp32"
+def test_auto_on_a_cpu_is_bf16_only_where_the_cpu_computes_in_it(monkeypatch):
+    for abilities, name in (({"avx2": True}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=abilities: found)
+        assert choose_precision("auto", CPU, None, convolutional=True).name == name
+
+
+def test_channels_last_is_for_cnns_alone():
     assert choose_precision("auto", CPU, None, convolutional=True).channels_last
     assert not choose_precision("auto", CPU, None, convolutional=False).channels_last
     assert not choose_precision("auto", CPU, False, convolutional=True).channels_last

@@ -110,8 +110,8 @@ def print_fidelity(described: list[dict[str, Any]]) -> None:
 
 
 def worst(error: Any) -> str:
-    """Return a case's error as text: a number, or the `worst` of an entry with more to say; `-` when never measured."""
-    value = error.get("worst") if isinstance(error, dict) else error
+    """Return the worst relative error of a case's entry as text; `-` when it was never measured."""
+    value = error.get("worst_relative_error") if isinstance(error, dict) else None
     return f"{value:.1e}" if isinstance(value, (int, float)) else "-"
 
 

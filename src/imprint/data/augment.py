@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imprint.core.errors import BadImage, ConfigError
-from imprint.data import kernels
+from imprint.data import kernels, simd
 from imprint.data.boxes import Boxes, boxes, reduced
 from imprint.data.decode import MAX_PIXELS, decode_pixels, read_header
 from imprint.data.draws import Draws, draw
@@ -107,7 +107,7 @@ class ViewEngine:
     ) -> None:
         _, batch, channels, size, _ = out.shape
         widest = int((boxes_V8[:, 7] - boxes_V8[:, 6]).max())
-        need = kernels.scratch_size(size, channels, widest, max(kernels.LANES, plan.margin))
+        need = kernels.scratch_size(size, channels, widest, max(simd.LANES, plan.margin))
         kernels.render(
             flat,
             width,

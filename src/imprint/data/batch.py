@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -91,8 +92,7 @@ class Normalise:
         channels = images.shape[-3]
         mean = self.mean if len(self.mean) in (1, channels) else (sum(self.mean) / len(self.mean),)
         std = self.std if len(self.std) in (1, channels) else (sum(self.std) / len(self.std),)
-        scale = torch.tensor([1.0 / (full * s) for s in std], device=images.device).view(-1, 1, 1)
-        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(-1, 1, 1)
+        scale, shift = _scale_and_shift(mean, std, full, images.device)
         return torch.addcmul(shift, images.float(), scale)
 
     def undo(self, images: Tensor) -> Tensor:
@@ -102,3 +102,13 @@ class Normalise:
         std = self.std if len(self.std) in (1, channels) else (sum(self.std) / len(self.std),)
         out = images * torch.tensor(std, device=images.device).view(-1, 1, 1)
         return (out + torch.tensor(mean, device=images.device).view(-1, 1, 1)).clamp(0, 1)
+
+
+@functools.lru_cache(maxsize=64)
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], full: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    # Kept, because making a tensor from numbers on a GPU waits for all work queued there, once per view and step.
+    scale = torch.tensor([1.0 / (full * s) for s in std], device=device).view(-1, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1)
+    return scale, shift

@@ -137,7 +137,7 @@ def reduced_size(header: Header, factor: int) -> tuple[int, int]:
 def _jpeg_header(data: bytes) -> Header:
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:  # KeyError: the colour space of a header that was cut off
         if b"\xff\xda" not in data:  # no scan: the file ends inside its header
             raise BadImage("truncated", "the JPEG ends before its first scan") from error
         return _other_header(data)  # four-component or otherwise rare; Pillow decides
@@ -152,7 +152,8 @@ def _png_header(data: bytes) -> Header:
         at += 12 + int.from_bytes(data[at : at + 4], "big")
         if at + 12 > size:
             raise BadImage("truncated", f"the PNG has no end; {size} bytes are there")
-    return Header("png", int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"))
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    return Header("png", height, width)
 
 
 def _npy_header(data: bytes) -> Header:

@@ -47,10 +47,10 @@ def _transpose(typing_context: Any, source: Any, at: Any, step: Any, target: Any
 
 
 def _weigh(lanes: int, blocks: int) -> Any:
-    """Return target[to + x] = clamp(round(sum_k w[k] / 2^14 * source[at + k * pitch + x])) for lanes * blocks values.
+    """Return the operation target[to + x] = rounded sum of w[k] / 2^14 * source[at + k * pitch + x], clamped, for x < lanes * blocks.
 
-    8-bit pixels are summed in 16 bits: (s * 2^7 * w) >> 16 keeps five fractional bits, and SIMD units multiply so in one
-    instruction; flooring loses half a last bit per tap on average, which the start of the sum gives back.
+    8-bit pixels are summed in 16 bits: (s * 2^7 * w) >> 16 keeps five fractional bits, and SIMD units multiply so in
+    one instruction; flooring loses half a last bit per tap on average, which the start of the sum gives back.
     16-bit pixels are summed in float32.
     """
 

@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from imprint.core.errors import ConfigError, DataError
 from imprint.data.batch import Normalise
-from imprint.evals.features import SourceNames, evaluation_view, stream
+from imprint.evals.features import SourceNames, stream
 from imprint.evals.protocol import ProtocolConfig
+from imprint.evals.represent import evaluation_view
 
 if TYPE_CHECKING:
     from imprint.backbones.encoder import Encoder

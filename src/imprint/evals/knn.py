@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from imprint.backbones.encoder import Encoder
 from imprint.core.errors import ConfigError, DataError
-from imprint.evals.features import FeatureTable, extract_for, pick_device
+from imprint.evals.features import FeatureTable, extract_for
 from imprint.evals.intervals import accuracy
 from imprint.evals.protocol import (
     EvalData,
@@ -23,6 +23,7 @@ from imprint.evals.protocol import (
     timed,
 )
 from imprint.evals.report import Metric, Report
+from imprint.evals.represent import pick_device
 from imprint.ops.neighbours import Weighting, knn_classify
 
 

@@ -149,7 +149,10 @@ class LabelFree(Protocol):
             protocol=self.name,
             encoder=encoder.name,
             data={"train": describe(source)},
-            metrics={name: Metric(value=value, n=len(table)) for name, value in values.items()},
+            metrics={
+                name: Metric(value=value, n=few if name in ("lidar", "alignment") else len(table))
+                for name, value in values.items()
+            },
             main="rankme",
             details=details,
             cost=cost,

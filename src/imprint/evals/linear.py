@@ -19,7 +19,7 @@ from torch import Tensor
 from imprint.backbones.encoder import Encoder
 from imprint.core.errors import ConfigError, DataError
 from imprint.core.rng import key, seed_of, uniforms
-from imprint.evals.features import FeatureTable, extract_for, pick_device
+from imprint.evals.features import FeatureTable, extract_for
 from imprint.evals.intervals import accuracy
 from imprint.evals.protocol import (
     EvalData,
@@ -31,6 +31,7 @@ from imprint.evals.protocol import (
     timed,
 )
 from imprint.evals.report import Metric, Report
+from imprint.evals.represent import pick_device
 
 LEARNING_RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
 
@@ -127,15 +128,15 @@ def split_rows(
 
 
 def moments(features_ND: Tensor, rows_N: Tensor, chunk: int = 8192) -> tuple[Tensor, Tensor]:
-    """Return mean (D) and 1 / sqrt(variance + 1e-6) (D) over some rows, float32, accumulated in float64."""
+    """Return mean (D) and 1 / sqrt(variance + 1e-6) (D) over some rows, float32; sums of chunks are kept in float64."""
     total = features_ND.new_zeros(features_ND.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
     for rows in torch.split(rows_N, chunk):
-        total += features_ND[rows].sum(0, dtype=torch.float64)
-    mean = total / len(rows_N)
+        total += features_ND[rows].sum(0)
+    mean = (total / len(rows_N)).float()
     for rows in torch.split(rows_N, chunk):
-        squares += (features_ND[rows].double() - mean).square_().sum(0)
-    return mean.float(), (squares / len(rows_N) + 1e-6).rsqrt().float()
+        squares += (features_ND[rows] - mean).square_().sum(0)
+    return mean, (squares / len(rows_N) + 1e-6).rsqrt().float()
 
 
 def fit_heads(features_ND: Tensor, labels_N: Tensor, rows_N: Tensor, classes: int, config: LinearConfig) -> Heads:
@@ -151,14 +152,14 @@ def fit_heads(features_ND: Tensor, labels_N: Tensor, rows_N: Tensor, classes: in
         mean, scale = (m.to(place) for m in moments(features_ND, rows_N.to(features_ND.device)))
     else:
         mean, scale = torch.zeros(depth, device=place), torch.ones(depth, device=place)
-    weight = torch.zeros(depth, len(grid), classes, device=place)
-    bias = torch.zeros(len(grid), classes, device=place)
+    # Grid points vary fastest: softmax and its sums then run over whole vectors, however few the classes.
+    weight = torch.zeros(depth, classes, len(grid), device=place)
+    bias = torch.zeros(classes, len(grid), device=place)
     weight_m, bias_m = torch.zeros_like(weight), torch.zeros_like(bias)
     batch = min(config.minibatch, len(rows_N))
-    steps_per_epoch = math.ceil(len(rows_N) / batch)
-    total = steps_per_epoch * config.epochs
-    peak_G1 = torch.tensor([[lr * batch / 256] for lr, _ in grid], device=place)
-    decay_G1 = torch.tensor([[wd] for _, wd in grid], device=place)
+    total = math.ceil(len(rows_N) / batch) * config.epochs
+    peak_G = torch.tensor([lr * batch / 256 for lr, _ in grid], device=place)
+    decay_G = torch.tensor([wd for _, wd in grid], device=place)
     decays = any(wd > 0 for _, wd in grid)
     flat, flat_m = weight.view(depth, -1), weight_m.view(depth, -1)
     step = 0
@@ -168,17 +169,20 @@ def fit_heads(features_ND: Tensor, labels_N: Tensor, rows_N: Tensor, classes: in
         for rows in torch.split(order, batch):
             x = (features_ND[rows.to(features_ND.device)].to(place) - mean).mul_(scale)
             y = labels_N[rows.to(place)]
-            p = torch.addmm(bias.view(-1), x, flat).view(-1, len(grid), classes).softmax(2)
-            own = y[:, None, None].expand(-1, len(grid), 1)
-            p.scatter_add_(2, own, p.new_full((1, 1, 1), -1.0).expand_as(own)).mul_(1.0 / len(y))
-            rate = peak_G1 * (-0.5 * (1.0 + math.cos(math.pi * step / total)))
+            logits = torch.addmm(bias.view(-1), x, flat).view(-1, classes, len(grid))
+            p = logits.sub_(logits.amax(1, keepdim=True)).exp_()
+            p.mul_(p.sum(1, keepdim=True).reciprocal_())
+            own = y[:, None, None].expand(-1, 1, len(grid))
+            p.scatter_add_(1, own, p.new_full((1, 1, 1), -1.0).expand_as(own)).mul_(1.0 / len(y))
+            rate = peak_G * (-0.5 * (1.0 + math.cos(math.pi * step / total)))
             flat_m.mul_(config.momentum).addmm_(x.t(), p.view(len(y), -1))
             bias_m.mul_(config.momentum).add_(p.sum(0))
             if decays:
-                weight_m.addcmul_(weight, decay_G1)
+                weight_m.addcmul_(weight, decay_G)
             weight.addcmul_(weight_m, rate)
             bias.addcmul_(bias_m, rate)
             step += 1
+    weight, bias = weight.transpose(1, 2).contiguous(), bias.t().contiguous()
     return Heads(weight, bias, mean, scale)
 
 

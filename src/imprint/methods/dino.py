@@ -18,7 +18,7 @@ from imprint.data.batch import Batch
 from imprint.data.view_recipes import dino_views
 from imprint.data.views import View
 from imprint.dist.collectives import all_reduce_mean
-from imprint.losses.distillation import cross_view_cross_entropy, teacher_entropy
+from imprint.losses.distillation import cross_view_cross_entropy, teacher_statistics
 from imprint.methods.base import Clipping, Method, MethodConfig, ParamGroup, StepOutput, split_decay
 from imprint.nn.branch import Branch
 from imprint.nn.center import RunningMean
@@ -112,21 +112,14 @@ class DINO(Method):
             teacher_WBK = self.teacher(batch.views["global"])
         student_VBK = self.student(*(batch.views[name] for name in ("global", "local") if name in batch.views))
         teacher_temp = self.cfg.teacher_temp(t)
-        loss = cross_view_cross_entropy(
-            student_VBK, teacher_WBK, self.center.value, self.cfg.student_temp, teacher_temp, overwrite=True
-        )
-        some = teacher_WBK[:, :16]  # enough rows for a monitor; all of them would be one more pass over (W, B, K)
-        spread = teacher_entropy(some, self.center.value, teacher_temp)
+        temps = (self.cfg.student_temp, teacher_temp)
+        few = slice(0, 16)  # enough rows of a shuffled batch for a monitor; all of them would be one more pass
+        metrics = teacher_statistics(student_VBK[:, few].detach(), teacher_WBK[:, few], self.center.value, *temps)
+        loss = cross_view_cross_entropy(student_VBK, teacher_WBK, self.center.value, *temps, overwrite=True)
         if self.training:
             self.center.update_(teacher_WBK, all_reduce_mean)  # after use: this batch is centred by the past
-        return StepOutput(
-            loss,
-            {
-                "dino/teacher_entropy": spread,
-                "dino/kl": loss.detach() - spread,
-                "dino/center_norm": self.center.value.norm(),
-            },
-        )
+        metrics["center_norm"] = self.center.value.norm()
+        return StepOutput(loss, {f"dino/{name}": value for name, value in metrics.items()})
 
     def before_optimizer_step(self, t: Progress) -> None:
         """Freeze the prototypes early on: no gradient at all, so that weight decay skips them too."""

@@ -16,7 +16,7 @@ from imprint.dist.collectives import broadcast_object
 from imprint.dist.world import World
 from imprint.train.checkpoint import Checkpoint, Checkpoints
 from imprint.train.config import RunConfig
-from imprint.train.run import read_config, write_config
+from imprint.train.run import read_config
 
 IDENTITY = ("name", "method", "encoder", "optim", "batch_size", "seed")
 """What a checkpoint's weights and optimizer state depend on; a resumed run must agree in these."""
@@ -40,7 +40,8 @@ class Start:
 def begin(config: RunConfig | None, folder: Path, world: World, *, resume: bool) -> Start:
     """Settle where to start; every process returns the same.
 
-    A fresh run writes `config.json`. A resumed one takes the folder's, and the newest checkpoint that is whole.
+    Nothing is written yet, so that a run that cannot start leaves nothing behind. A resumed one takes the folder's
+    `config.json` and the newest checkpoint that is whole.
 
     Raises:
         ConfigError: for a folder that already holds a run, one that holds none, or another configuration than its own.
@@ -54,9 +55,6 @@ def begin(config: RunConfig | None, folder: Path, world: World, *, resume: bool)
                 f"{folder} already holds a run. Continue it with: imprint pretrain --resume {folder}, or choose "
                 "another --out."
             )
-        if world.main:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_config(folder / "config.json", config)
         return Start(config, None, ())
     stored = read_config(folder / "config.json")
     if config is not None:

@@ -213,7 +213,8 @@ def disk_full_explained(folder: Path, checkpoints: Checkpoints) -> Iterator[None
         kept = checkpoints.steps()
         last = f"the last checkpoint, of step {kept[-1]}, is intact" if kept else "there is no checkpoint yet"
         raise CheckpointError(
-            f"the disk under {folder} is full; {last}. Free some space and continue with: imprint pretrain --resume {folder}"
+            f"the disk under {folder} is full; {last}. Free some space and continue with: "
+            f"imprint pretrain --resume {folder}"
         ) from error
 
 

@@ -58,8 +58,8 @@ def _judge(name: str, value: float, sizes: Mapping[str, int]) -> str | None:
     if last == "std" and value < FLAT_STD.get(name.partition("/")[0], 0.0):
         return (
             f"{name} is {value:.3g} (1 is spread, 0 is collapse): all images get nearly the same embedding. "
-            "Usual cures: a lower learning rate or a longer warm-up; for contrastive methods a larger batch or a higher "
-            "temperature; for self-distillation a slower teacher (momentum closer to 1)."
+            "Usual cures: a lower learning rate or a longer warm-up; for contrastive methods a larger batch or a "
+            "higher temperature; for self-distillation a slower teacher (momentum closer to 1)."
         )
     if name == "rank/rankme":
         bound = sizes.get("rank", 0)
@@ -73,9 +73,9 @@ def _judge(name: str, value: float, sizes: Mapping[str, int]) -> str | None:
         prototypes = sizes.get("prototypes", 0)
         if prototypes > 1 and value > UNIFORM_SHARE * math.log(prototypes):
             return (
-                f"the teacher's entropy is {value:.3f} of log K = {math.log(prototypes):.3f} nats: it gives every image "
-                "the uniform distribution. Usual cures: a lower teacher temperature, a faster centre (lower momentum), "
-                "fewer prototypes."
+                f"the teacher's entropy is {value:.3f} of log K = {math.log(prototypes):.3f} nats: it gives every "
+                "image the uniform distribution. Usual cures: a lower teacher temperature, a faster centre (lower "
+                "momentum), fewer prototypes."
             )
         if value < PEAKED_NATS:
             return (
@@ -85,7 +85,7 @@ def _judge(name: str, value: float, sizes: Mapping[str, int]) -> str | None:
             )
     if last in ("center_norm", "centre_norm") and value > FAR_CENTRE:
         return (
-            f"{name} is {value:.3g}: the centre runs away with the teacher's logits. Usual cures: normalised prototypes "
-            "(keep their gain at 1), a lower learning rate, gradient clipping (--optim.clip 3)."
+            f"{name} is {value:.3g}: the centre runs away with the teacher's logits. Usual cures: normalised "
+            "prototypes (keep their gain at 1), a lower learning rate, gradient clipping (--optim.clip 3)."
         )
     return None

@@ -42,12 +42,13 @@ def clip_(
         torch._foreach_mul_(grads, (limit / (total + EPSILON)).clamp(max=1.0))
         return total
     if kind == "tensor":
-        scale_P = (limit / (norms_P + EPSILON)).clamp(max=1.0)
-    else:
-        children = [name.partition(".")[0] for name, _ in with_grad]
-        known = {child: i for i, child in enumerate(dict.fromkeys(children))}
-        index_P = torch.tensor([known[child] for child in children]).to(norms_P.device, non_blocking=True)
-        squares_M = norms_P.new_zeros(len(known)).index_add_(0, index_P, norms_P.square())
-        scale_P = (limit / (squares_M.sqrt() + EPSILON)).clamp(max=1.0)[index_P]
-    torch._foreach_mul_(grads, list(scale_P.unbind(0)))
+        torch._foreach_mul_(grads, list((limit / (norms_P + EPSILON)).clamp(max=1.0).unbind(0)))
+        return total
+    members: dict[str, list[int]] = {}
+    for i, (name, _) in enumerate(with_grad):
+        members.setdefault(name.partition(".")[0], []).append(i)
+    norms = norms_P.unbind(0)
+    for rows in members.values():
+        norm = torch.linalg.vector_norm(torch.stack([norms[i] for i in rows]))
+        torch._foreach_mul_([grads[i] for i in rows], (limit / (norm + EPSILON)).clamp(max=1.0))
     return total

@@ -74,39 +74,39 @@ def train(
     if world.device.type == "cpu":
         keep_freed_memory()
     start = begin(config, folder, world, resume=resume or extend is not None)
-    config, checkpoint = start.config, start.checkpoint
+    plan, checkpoint = start.config, start.checkpoint
 
     # What: images, encoder, method.
-    cls = method_class(config.name)
-    images = source if source is not None else open_source(config.data.train)
+    cls = method_class(plan.name)
+    images = source if source is not None else open_source(plan.data.train)
     if cls.needs_labels and images.labels is None:
-        raise DataError(f"{config.name} learns from labels, and '{images.spec}' has none: use one folder per class.")
-    torch.manual_seed(seed_of(config.seed, "weights"))
-    method, loader = build(config, images, folder, world)
-    clock = clock_of(config, loader, checkpoint)
+        raise DataError(f"{plan.name} learns from labels, and '{images.spec}' has none: use one folder per class.")
+    torch.manual_seed(seed_of(plan.seed, "weights"))
+    method, loader = build(plan, images, folder, world)
+    clock = clock_of(plan, loader, checkpoint)
     if extend is not None:
-        config = extended(config, clock.step, clock, extend)
-        clock = clock_of(config, loader, checkpoint)
+        plan = extended(plan, clock.step, clock, extend)
+        clock = clock_of(plan, loader, checkpoint)
 
     # How: number formats, synchronised norms, compilation, optimizer.
-    precision = choose_precision(config.precision, world.device, config.channels_last, not method.encoder.has_tokens)
+    precision = choose_precision(plan.precision, world.device, plan.channels_last, not method.encoder.has_tokens)
     method.to(world.device).train()
     if precision.channels_last:
         to_channels_last(method)
     synchronise_norms(method, world)
-    if config.compile:
+    if plan.compile:
         compile_encoders(method)
     optimizer = build_optimizer(
         method.param_groups(),
-        config.optim,
+        plan.optim,
         world.device,
-        scales=layer_scales(method, config.optim.layer_decay) if config.optim.layer_decay != 1.0 else None,
+        scales=layer_scales(method, plan.optim.layer_decay) if plan.optim.layer_decay != 1.0 else None,
     )
-    stepper = Stepper(config, method, optimizer, world, precision)
-    probe = OnlineProbe(config, images, world) if config.probe_every is not None and world.main else None
+    stepper = Stepper(plan, method, optimizer, world, precision)
+    probe = OnlineProbe(plan, images, world) if plan.probe_every is not None and world.main else None
     monitor = CollapseMonitor(warmup=min(clock.steps_per_epoch, clock.total_steps // 10))
-    sizes = {"prototypes": int(getattr(config.method, "prototypes", 0))}
-    keeper = Checkpoints(folder / "checkpoints", config.keep)
+    sizes = {"prototypes": int(getattr(plan.method, "prototypes", 0))}
+    keeper = Checkpoints(folder / "checkpoints", plan.keep)
     stepper.guard.last_good = keeper.last_words
 
     # Resume: everything that changes during training is in the checkpoint or a function of the step.
@@ -118,10 +118,10 @@ def train(
     log.restore_window(state.get("window", {}))
     for note in start.notes:
         log.event(clock, note, kind="warning")
+    if world.main:
+        write_config(folder / "config.json", plan)
     if extend is not None:
         log.event(clock, "extended", by=str(extend), total_steps=clock.total_steps)
-        if world.main:
-            write_config(folder / "config.json", config)
     elif checkpoint is not None:
         log.event(clock, "resumed", total_steps=clock.total_steps)
 
@@ -143,7 +143,7 @@ def train(
         """Write a checkpoint, after making sure that the last step was a good one."""
         stepper.guard.settle()
         if world.main:
-            keeper.save(t.step, tensors_of(stepper), snapshot(config, stepper, log, t, best), best=is_best)
+            keeper.save(t.step, tensors_of(stepper), snapshot(plan, stepper, log, t, best), best=is_best)
         barrier()
 
     batch = None
@@ -152,13 +152,13 @@ def train(
             # Before the first step: what the encoder is worth untrained, and how many steps the budget holds.
             if clock.step == 0:
                 probe_began = time.perf_counter()
-                if config.probe_every is not None:
+                if plan.probe_every is not None:
                     look(clock)
                 probe_seconds = time.perf_counter() - probe_began
-                if config.budget is not None:
-                    config, clock = budgeted(config, stepper, loader, clock, began, probe_seconds, log)
+                if plan.budget is not None:
+                    plan, clock = budgeted(plan, stepper, loader, clock, began, probe_seconds, log)
                     if world.main:
-                        write_config(folder / "config.json", config)
+                        write_config(folder / "config.json", plan)
                 if world.main:
                     write_views(folder, next(iter(loader.batches(0, 1))))
 
@@ -168,18 +168,18 @@ def train(
                 t, done = clock.at(step), clock.at(step + 1)
                 with log.waiting():
                     batch = next(batches)
-                log.add(stepper(batch, t), config.batch_size)
+                log.add(stepper(batch, t), plan.batch_size)
                 last = done.step == clock.total_steps
-                if last or done.step % config.log_every == 0:
+                if last or done.step % plan.log_every == 0:
                     line = log.write(done, {"lr": stepper.lr(t), "wd": stepper.weight_decay(t)})
                     for text in monitor.look(done.step, line, sizes):
                         log.event(done, text, kind="warning")
                 improved = False
-                if config.probe_every is not None and (last or done.every(config.probe_every)):
+                if plan.probe_every is not None and (last or done.every(plan.probe_every)):
                     with log.aside():
                         improved = look(done)
                 stopping = not last and stop.anywhere()
-                if last or stopping or improved or done.every(config.checkpoint_every):
+                if last or stopping or improved or done.every(plan.checkpoint_every):
                     with log.aside():
                         keep(done, is_best=improved)
                 if stopping:
@@ -196,20 +196,20 @@ def train(
                 save_encoder(
                     method.encoder,
                     folder,
-                    mean=config.data.mean,
-                    std=config.data.std,
-                    provenance={"method": config.name, "recipe": config.recipe, "steps": end.step, "seed": config.seed},
+                    mean=plan.data.mean,
+                    std=plan.data.std,
+                    provenance={"method": plan.name, "recipe": plan.recipe, "steps": end.step, "seed": plan.seed},
                 )
                 log.event(end, "finished", seconds=round(log.elapsed, 3))
             barrier()
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or batch is None:
+        if not is_out_of_memory(error):
             raise
-        raise out_of_memory(stepper, batch, clock) from error
+        raise out_of_memory(stepper, batch or next(iter(loader.batches(0, 1))), clock) from error
     finally:
         log.close()
         loader.close()
-    return Run(folder, config)
+    return Run(folder, plan)
 
 
 def require_divisible(config: RunConfig, world: World) -> None:

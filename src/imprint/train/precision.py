@@ -57,13 +57,14 @@ class Precision:
 def choose_precision(name: str, device: torch.device, channels_last: bool | None, convolutional: bool) -> Precision:
     """Settle the formats of a run.
 
-    `auto` is bf16 on CUDA GPUs that compute in it (Ampere and later), else fp32. Channels last is the default for
-    convolutional encoders on the CPU and on CUDA, where the fast kernels want it, and for nothing else.
+    `auto` is bf16 on devices that compute in it (CUDA from Ampere on, CPUs with AVX512-BF16 or AMX), else fp32.
+    Channels last is the default for convolutional encoders on the CPU and on CUDA, where the fast kernels want it, and
+    for nothing else.
 
     Raises:
         ConfigError: for a format that the device lacks.
     """
-    fast_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    fast_bf16 = computes_in_bf16(device)
     if name == "auto":
         name = "bf16" if fast_bf16 else "fp32"
     if name == "bf16" and device.type == "cuda" and not fast_bf16:
@@ -76,6 +77,16 @@ def choose_precision(name: str, device: torch.device, channels_last: bool | None
     if channels_last is None:
         channels_last = convolutional and device.type in ("cpu", "cuda")
     return Precision(name, device, scaler, channels_last)
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Tell whether the device multiplies bf16 natively: CUDA from Ampere on, x86 with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type == "cpu":
+        abilities = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older torch
+        return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+    return False
 
 
 def set_numerics(device: torch.device) -> None:

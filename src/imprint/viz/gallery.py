@@ -14,7 +14,8 @@ from imprint.backbones.encoder import Encoder
 from imprint.core.errors import ConfigError, ImprintError
 from imprint.data.loader import sweep
 from imprint.data.sources import Source, spread
-from imprint.evals.features import FeatureTable, evaluation_view, extract, pick_device, resting
+from imprint.evals.features import FeatureTable, extract
+from imprint.evals.represent import evaluation_view, pick_device, resting
 from imprint.viz import charts
 from imprint.viz.attention import attention_maps, attention_sheet
 from imprint.viz.colours import category

@@ -62,7 +62,7 @@ def build_report(
 
 
 def _gallery(run: RunFolder, images: int | None, workers: int | None, device: str) -> list[Section]:
-    from imprint.evals.features import pick_device
+    from imprint.evals.represent import pick_device
     from imprint.viz import gallery
     from imprint.viz.embedding_map import LIMIT
     from imprint.viz.run_folder import Absent
