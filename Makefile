@@ -4,7 +4,7 @@
 #   make test PYTEST_ARGS="-k views"    passes arguments on to pytest
 
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
-	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
@@ -30,17 +30,20 @@ help:
 $(VENV)/.base: pyproject.toml $(wildcard $(CONSTRAINTS))
 	@test -n "$(PYTHON)" || { echo "error: Imprint needs Python 3.11 or newer; set PYTHON=/path/to/python3." >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(if $(TORCH_INDEX),$(PIP_INSTALL) --index-url $(TORCH_INDEX) torchvision)
-	$(PIP_INSTALL) --editable .
+	@echo "installing torch into $(VENV) (once; the CUDA build is several gigabytes)"
+	@$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH) $(if $(TORCH_INDEX),torchvision)
+	@echo "installing imprint and what it needs"
+	@$(PIP_INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
-	$(PIP_INSTALL) --editable '.[dev]'
+	@echo "installing what tests, lint and documentation need"
+	@$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev
-	$(PIP_INSTALL) --editable '.[bench]'
+	@echo "installing what the benchmarks compare with"
+	@$(PIP_INSTALL) --editable '.[bench]'
 	@touch $@
 
 install: $(VENV)/.base

@@ -75,7 +75,7 @@ def method_page(row: catalog.Row) -> str:
     for node in main.body:
         if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
             lines.append(f"- `{node.name}`: {prose(ast.get_docstring(node) or '')}")
-    lines += ["", "## Options", "", "| option | type | default | what it is |", "|---|---|---|---|"]
+    lines += ["", "## Options", ""]
     nested = {group.name for group in groups if "." in group.name}
     for group in groups:
         if group.name.startswith("method."):
@@ -116,7 +116,6 @@ def protocols_page() -> str:
     for row in protocols.CATALOG:
         tree = parsed(SOURCE / "evals" / f"{row.name}.py")
         lines += ["", f"## {row.name}", "", prose(ast.get_docstring(tree) or ""), ""]
-        lines += ["| option | type | default | what it is |", "|---|---|---|---|"]
         lines += [row_of(f"--{f.name}", f.kind, f.default, f.help) for f in fields.protocol_fields(row.name)]
     return "\n".join(lines) + "\n"
 
@@ -153,15 +152,15 @@ def options_page() -> str:
     for name in COMMANDS:
         lines += ["", f"## imprint {name}", "", "```", command_parser(name).format_help().rstrip(), "```"]
     lines += ["", "## Dotted options", "", "Every run has these; each method adds its own (see its page)."]
-    lines += ["", "| option | type | default | what it is |", "|---|---|---|---|"]
+    lines += [""]
     lines += [row_of(f"--{field.name}", field.kind, field.default, field.help) for field in fields.fields()[0]]
     return "\n".join(lines) + "\n"
 
 
 def row_of(option: str, kind: str, default: str, text: str) -> str:
-    """Return a table row whose cells hold no bars of their own."""
-    cells = (f"`{option}`", f"`{kind}`", f"`{default}`" if default else "", text)
-    return "| " + " | ".join(cell if cell.startswith("`") else cell.replace("|", "\\|") for cell in cells) + " |"
+    """Return one option as an item of a list."""
+    given = f", default `{default}`" if default else ""
+    return f"- `{option}` (`{kind}`{given}): {text}"
 
 
 def parsed(path: Path) -> ast.Module:
@@ -193,8 +192,10 @@ def signature(node: ast.FunctionDef | ast.ClassDef) -> str:
     """Return the first line of a definition, one argument a line when it is long."""
     if isinstance(node, ast.ClassDef):
         return f"class {node.name}"
-    arguments = ast.unparse(node.args)
     returns = f" -> {ast.unparse(node.returns)}" if node.returns is not None else ""
+    if any(ast.unparse(decorator) == "property" for decorator in node.decorator_list):
+        return f"{node.name}{returns.replace(' ->', ':', 1)}"
+    arguments = re.sub(r"^(self|cls)(, )?", "", ast.unparse(node.args))
     one = f"{node.name}({arguments}){returns}"
     if len(one) <= 100:
         return one

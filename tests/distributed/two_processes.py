@@ -115,7 +115,8 @@ def gradients(folder: str, names: tuple[str, ...]) -> None:
 def config_of(name: str):
     """Return the debug recipe, with dropout off: noise of its own in each process is no error, but no equality."""
     base = recipe(f"{name}/debug")
-    return dataclasses.replace(base, encoder=dataclasses.replace(base.encoder, drop_path=0.0), batch_size=16)
+    encoder = dataclasses.replace(base.encoder, drop_path=0.0)
+    return dataclasses.replace(base, encoder=encoder, batch_size=16, precision="fp32")
 
 
 def one_step(name: str, world: World) -> dict[str, object]:

@@ -18,7 +18,7 @@ from imprint.data.arrays import ArraySource
 from imprint.data.batch import Normalise
 from imprint.evals import feature_cache
 from imprint.evals.features import extract
-from imprint.evals.represent import evaluation_view, represent
+from imprint.evals.represent import evaluation_view
 
 PLAIN = Normalise((0.0,), (1.0,))
 
@@ -50,23 +50,6 @@ def test_encoder_comes_back_as_it_was(tiny, test) -> None:
     assert tiny.training and not tiny.dropout.training
     assert torch.is_grad_enabled()
     assert tiny.encode(torch.rand(2, 3, 8, 8)).pooled_BD.requires_grad
-
-
-def test_tokens_and_layers(tiny) -> None:
-    tiny.eval()
-    images = torch.rand(5, 3, 8, 8)
-    plain = tiny.encode(images)
-    torch.testing.assert_close(represent(tiny, images, "patch_mean"), plain.patches_BND.mean(1))
-    torch.testing.assert_close(represent(tiny, images, "cls"), plain.cls_BD)
-    both = represent(tiny, images, "cls+patch_mean", layers=(0, 1))
-    want = torch.cat([plain.cls_BD, 2 * plain.cls_BD, 2 * plain.patches_BND.mean(1)], 1)
-    torch.testing.assert_close(both, want)
-    assert represent(tiny, images, "pooled", layers=(0, 1, 2)).shape == (5, 18)
-    tiny.has_cls = False
-    with pytest.raises(ConfigError, match="no class token"):
-        represent(tiny, images, "cls")
-    with pytest.raises(ConfigError, match="patch_mean"):
-        represent(tiny, images, "patch_meen")  # type: ignore[arg-type]
 
 
 def test_second_call_reads_the_cache_and_any_change_misses(tiny, train, test) -> None:

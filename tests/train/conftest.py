@@ -41,7 +41,7 @@ def tiny():
     """Return a function: method name and changes to its debug recipe -> configuration."""
 
     def make(name: str = "simclr", **changes):
-        changes = {"workers": 1, "device": "cpu", **changes}
+        changes = {"workers": 1, "device": "cpu", "precision": "fp32", **changes}
         return dataclasses.replace(recipe(f"{name}/debug"), **changes)
 
     return make

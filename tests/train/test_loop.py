@@ -106,8 +106,11 @@ def test_dropout_does_not_depend_on_where_a_run_was_cut(tmp_path, tiny, source, 
 
 
 def test_accumulation_equals_one_pass_for_a_loss_without_batch_statistics(tmp_path, tiny, source, weights):
+    base = tiny("mae", length=Steps(3))
+    # SGD, since Adam turns the rounding noise of vanishing gradients into whole steps.
+    optim = dataclasses.replace(base.optim, name="sgd", lr=dataclasses.replace(base.optim.lr, base=0.1))
     one, two = (
-        weights(train(tiny("mae", accumulate=n, length=Steps(3)), tmp_path / str(n), source=source).path)
+        weights(train(dataclasses.replace(base, optim=optim, accumulate=n), tmp_path / str(n), source=source).path)
         for n in (1, 4)
     )
     for name in (k for k in one if k.startswith("model:")):

@@ -138,16 +138,14 @@ def operators() -> Finding:
 
 
 def bf16() -> Finding:
-    """Say whether the hardware has bf16 and whether `--precision auto` uses it."""
-    import torch
+    """Say whether the device computes in bf16, which is what `--precision auto` asks."""
+    from imprint.dist.world import pick_device
+    from imprint.train.precision import computes_in_bf16
 
-    if torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Finding("bf16", "native; --precision auto uses it" if fast else "emulated; --precision auto uses fp32")
-    flags = Path("/proc/cpuinfo")
-    text = flags.read_text(encoding="utf-8", errors="replace") if flags.exists() else ""
-    native = "amx_bf16" in text or "avx512_bf16" in text
-    return Finding("bf16", f"{'native' if native else 'not native'} on this CPU; --precision auto uses fp32")
+    device = pick_device("auto")
+    native = computes_in_bf16(device)
+    state = "native" if native else "not native"
+    return Finding("bf16", f"{state} on {device.type}; --precision auto uses {'bf16' if native else 'fp32'}")
 
 
 def decoding() -> Finding:

@@ -126,7 +126,7 @@ def decode_pixels(
         pixels = _opencv(data, channels)
     else:
         pixels = _pillow(data)
-    return np.ascontiguousarray(_with_channels(_checked(pixels), channels))
+    return np.ascontiguousarray(_with_channels(_checked(pixels), channels, alpha=header.kind != "npy"))
 
 
 def reduced_size(header: Header, factor: int) -> tuple[int, int]:
@@ -296,18 +296,19 @@ def _checked(pixels: Pixels) -> Pixels:
     raise BadImage("unsupported", f"pixels of type {pixels.dtype}; store uint8 or uint16")
 
 
-def _with_channels(pixels: Pixels, channels: int) -> Pixels:
-    """Make (H, W, channels) of (H, W, C): repeat grey, take luma, drop alpha."""
+def _with_channels(pixels: Pixels, channels: int, *, alpha: bool) -> Pixels:
+    """Make (H, W, channels) of (H, W, C): repeat grey, take luma, drop the last of 2 or 4 where that is `alpha`."""
+    if pixels.shape[2] == channels:
+        return pixels
+    found = pixels.shape[2]
+    if alpha and found in (2, 4) and channels in (1, 3):
+        pixels = pixels[..., :-1]
     have = pixels.shape[2]
     if have == channels:
         return pixels
-    if channels == 3 and have in (1, 2):
-        return np.repeat(pixels[..., :1], 3, axis=2)
-    if channels == 3 and have == 4:
-        return pixels[..., :3]
-    if channels == 1 and have == 2:
-        return pixels[..., :1]
-    if channels == 1 and have in (3, 4):
-        grey = pixels[..., :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    if (have, channels) == (1, 3):
+        return np.repeat(pixels, 3, axis=2)
+    if (have, channels) == (3, 1):
+        grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
         return np.rint(grey).astype(pixels.dtype)[..., None]
-    raise BadImage("unsupported", f"the image has {have} channels, {channels} were asked for")
+    raise BadImage("unsupported", f"the image has {found} channels, {channels} were asked for")

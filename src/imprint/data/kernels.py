@@ -15,6 +15,7 @@ in the pixel type (uint8 and uint16); arrays are flat, and places in them are of
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from imprint.data import draws as column
 from imprint.data.compiled import kernel
 from imprint.data.simd import LANES, transpose_tile, weigh_16, weigh_64
 
-F = np.float32
+F: Any = np.float32
 ZERO, HALF, ONE, TWO, FOUR, SIX = F(0), F(0.5), F(1), F(2), F(4), F(6)
 LUMA_R, LUMA_G, LUMA_B = F(0.2989), F(0.587), F(0.114)  # ITU-R 601, as torchvision rounds it
 

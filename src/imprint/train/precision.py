@@ -84,7 +84,7 @@ def computes_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type == "cpu":
-        abilities = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older torch
+        abilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older torch
         return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
     return False
 
@@ -92,7 +92,8 @@ def computes_in_bf16(device: torch.device) -> bool:
 def set_numerics(device: torch.device) -> None:
     """Ask torch for kernels that give the same bits in every run, and for TF32 in fp32 products on CUDA."""
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that would cost a pass over memory
+    # A debugging aid of deterministic mode that would cost a pass over memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
