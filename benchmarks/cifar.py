@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-ENCODERS: dict[str, list[str]] = {
-    "simclr": [],
-    "dino": [],
-    "mae": [],
-}
+CNN = [
+    "--encoder", "resnet18", "--encoder.stem", "half", "--encoder.arch.layers", "1", "1", "1", "1",
+    "--encoder.arch.channels", "32", "64", "128", "256",
+]  # fmt: skip
+VIT = ["--encoder.arch.embed-dim", "128", "--encoder.arch.depth", "4", "--encoder.arch.num-heads", "4"]
+ENCODERS = {"simclr": CNN, "dino": CNN, "mae": VIT}
 """Options beside the small-scale recipe at 32 pixels: the small encoders that a 2-core CPU can train in minutes."""
 
 
@@ -69,6 +70,7 @@ def judge(folder: Path, data: Path) -> dict[str, Any]:
     import torch
 
     from imprint.backbones.build import build_encoder
+    from imprint.core.rng import seed_of
     from imprint.data.batch import Normalise
     from imprint.evals.evaluate import evaluate
     from imprint.train.run import Run
@@ -76,7 +78,7 @@ def judge(folder: Path, data: Path) -> dict[str, Any]:
     run = Run.open(folder)
     normalise = Normalise(run.config.data.mean, run.config.data.std)
     trained = run.encoder()
-    torch.manual_seed(run.config.seed)
+    torch.manual_seed(seed_of(run.config.seed, "weights"))  # as the run itself starts
     untrained = build_encoder(**trained.config).eval()
     train, test = str(data / "train"), str(data / "test")
     result: dict[str, Any] = {"images_seen": run.last_step * run.config.batch_size, "encoder": trained.config}
@@ -90,9 +92,7 @@ def judge(folder: Path, data: Path) -> dict[str, Any]:
 
 def table(out: Path) -> None:
     """Print the stored results as a Markdown table."""
-    print(
-        "| method | images seen | kNN pixels | kNN untrained | **kNN** | linear untrained | **linear** |"
-    )
+    print("| method | images seen | kNN pixels | kNN untrained | **kNN** | linear untrained | **linear** |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for path in sorted(out.glob("*/cifar.json")):
         r = json.loads(path.read_text())

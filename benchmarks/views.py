@@ -31,6 +31,7 @@ from PIL import Image, ImageFilter, ImageOps
 import imprint.backbones.torchvision_compat  # noqa: F401 - before torchvision and lightly
 from imprint.data.augment import ViewEngine
 from imprint.data.view_recipes import dino_views, mae_views, simclr_views
+from imprint.data.views import Crop, View
 from measure import write_results
 
 warnings.filterwarnings("ignore")
@@ -225,10 +226,33 @@ def decoding(images: list[bytes], rounds: int) -> dict[str, float]:
     buffer = np.empty(max(int(np.prod(simplejpeg.decode_jpeg_header(x)[:2])) for x in images) * 3, np.uint8)
     jobs: dict[str, Job] = {
         "imprint (libjpeg-turbo into a kept buffer)": lambda x: simplejpeg.decode_jpeg(x, buffer=buffer),
+        "the same, fast DCT and upsampling": lambda x: simplejpeg.decode_jpeg(
+            x, buffer=buffer, fastdct=True, fastupsample=True
+        ),
         "Pillow": pil,
         "OpenCV": lambda x: cv2.imdecode(np.frombuffer(x, np.uint8), cv2.IMREAD_COLOR_RGB),
     }
     return race({name: (job, images) for name, job in jobs.items()}, rounds)
+
+
+def resizing(rounds: int) -> dict[str, float]:
+    """One antialiased crop of 300 x 320 pixels to 224 x 224, from decoded pixels, bilinear."""
+    picture = np.random.default_rng(0).integers(0, 256, (300, 320, 3), dtype=np.uint8)
+    whole: Any = None
+    engine = ViewEngine([View(name="v", crop=Crop(size=224, scale=(1.0, 1.0), ratio=whole))])
+    draws, out = engine.draw(0, 0, [0]), {"v": np.empty((1, 1, 3, 224, 224), np.uint8)}
+    channels_last = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    image = Image.fromarray(picture)
+
+    def by_torch(_: Any) -> None:
+        torch.nn.functional.interpolate(channels_last, (224, 224), mode="bilinear", antialias=True)
+
+    jobs: dict[str, tuple[Job, list[Any]]] = {
+        "imprint": (lambda _: engine.render(picture, draws, 0, out), list(range(200))),
+        "torch, channels last": (by_torch, list(range(200))),
+        "Pillow": (lambda _: image.resize((224, 224), Image.Resampling.BILINEAR), list(range(200))),
+    }
+    return race(jobs, rounds)
 
 
 def show(title: str, figures: dict[str, float], floor: float | None = None) -> dict[str, Any]:
@@ -261,6 +285,7 @@ def main() -> None:
     decoded = decoding(images, args.rounds)
     floor = decoded[next(iter(decoded))]
     results: dict[str, Any] = {"photographs": origin, "count": len(images), "decode": show("decode alone", decoded)}
+    results["one crop"] = show("one crop 300x320 to 224x224, antialiased", resizing(args.rounds))
     for name in SETS:
         results[name] = show(name, pipeline(name, images, args.rounds), floor)
         results[f"{name}, views only"] = show(f"{name}, views only", views_only(name, images, args.rounds))

@@ -87,12 +87,12 @@ def load_state(encoder: TimmEncoder, state: Mapping[str, Tensor], *, source: str
             f"{_some(tuple(state))}). Give the encoder it was made for."
         )
     found, adapted = _fit(encoder, found, target)
-    fresh_stem = encoder.config["stem"] == "cifar" and (
+    fresh_stem = encoder.config["stem"] != "imagenet" and (
         "conv1.weight" not in found or _misfit(found, target, "conv1.weight")
     )
     if fresh_stem:
         found = {k: v for k, v in found.items() if not k.startswith("conv1.")}
-        adapted.append("the stem stays fresh (a cifar stem has another kernel)")
+        adapted.append("the stem stays fresh (a 3x3 stem has another kernel)")
     wrong = [
         f"{k} {tuple(found[k].shape)} for {tuple(v.shape)}" for k, v in target.items() if _misfit(found, target, k)
     ]

@@ -59,19 +59,21 @@ def with_short(config: RunConfig, short: Mapping[str, Any]) -> RunConfig:
         top |= {"length": Epochs(float(given["epochs"])), "budget": None}
     if "steps" in given:
         top |= {"length": Steps(int(given["steps"])), "budget": None}
-    encoder: dict[str, Any] = {}
-    if "encoder" in given:
-        encoder["name"] = anchored(given["encoder"])
+    encoder = config.encoder
     if "image_size" in given:
-        encoder["image_size"] = given["image_size"]
+        encoder = dataclasses.replace(encoder, image_size=given["image_size"])
+    if "encoder" in given:
+        from imprint.recipes.scale import with_backbone
+
+        encoder = with_backbone(encoder, anchored(given["encoder"]))
     data: dict[str, Any] = {}
     if "data" in given:
         specs = [given["data"]] if isinstance(given["data"], (str, Path)) else list(given["data"])
         data["train"] = tuple(anchored(str(spec)) for spec in specs)
     if "val" in given:
         data["val"] = anchored(str(given["val"]))
-    if encoder:
-        top["encoder"] = dataclasses.replace(config.encoder, **encoder)
+    if encoder != config.encoder:
+        top["encoder"] = encoder
     if data:
         top["data"] = dataclasses.replace(config.data, **data)
     return dataclasses.replace(config, **top)

@@ -42,7 +42,7 @@ def from_json(cls: type[T], data: Any, where: str = "config", types_of: Mapping[
     """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: expected an object, got {type(data).__name__}.")
-    hints = {**_hints(cls), **(types_of or {})}
+    hints = {**_hints(typing.cast(Any, cls)), **(types_of or {})}
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for key, item in data.items():
@@ -62,7 +62,7 @@ def from_json(cls: type[T], data: Any, where: str = "config", types_of: Mapping[
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 

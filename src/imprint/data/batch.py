@@ -89,17 +89,20 @@ class Normalise:
         if images.is_floating_point():
             return images
         full = 65535.0 if images.dtype == torch.uint16 else 255.0
-        channels = images.shape[-3]
-        mean = self.mean if len(self.mean) in (1, channels) else (sum(self.mean) / len(self.mean),)
-        std = self.std if len(self.std) in (1, channels) else (sum(self.std) / len(self.std),)
-        scale, shift = _scale_and_shift(mean, std, full, images.device)
+        scale, shift = _scale_and_shift(*self.per_channel(images.shape[-3]), full, images.device)
         return torch.addcmul(shift, images.float(), scale)
+
+    def per_channel(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and std with one value per channel; those of another number of channels give their average."""
+
+        def spread(values: tuple[float, ...]) -> tuple[float, ...]:
+            return values if len(values) == channels else (sum(values) / len(values),) * channels
+
+        return spread(self.mean), spread(self.std)
 
     def undo(self, images: Tensor) -> Tensor:
         """Return values in [0, 1] for pictures."""
-        channels = images.shape[-3]
-        mean = self.mean if len(self.mean) in (1, channels) else (sum(self.mean) / len(self.mean),)
-        std = self.std if len(self.std) in (1, channels) else (sum(self.std) / len(self.std),)
+        mean, std = self.per_channel(images.shape[-3])
         out = images * torch.tensor(std, device=images.device).view(-1, 1, 1)
         return (out + torch.tensor(mean, device=images.device).view(-1, 1, 1)).clamp(0, 1)
 

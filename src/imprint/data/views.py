@@ -108,7 +108,8 @@ class View:
     def resized(self, size: int) -> View:
         """Return the view at another output size; an evaluation view keeps its resize-to-crop ratio."""
         if isinstance(self.crop, CenterCrop):
-            crop: Crop | CenterCrop = replace(self.crop, size=size, resize=round(size * self.crop.resize / self.crop.size))
+            resize = round(size * self.crop.resize / self.crop.size)
+            crop: Crop | CenterCrop = replace(self.crop, size=size, resize=resize)
         else:
             crop = replace(self.crop, size=size)
         return replace(self, crop=crop)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from imprint.backbones.build import STEM_STRIDES
 from imprint.backbones.load import load_encoder
 from imprint.backbones.stored import save_encoder
 from imprint.export.check import ExportResult, Subject, compare, reference
@@ -39,7 +40,7 @@ def export_safetensors(source: Subject, out: Path) -> ExportResult:
 
 def how_to_load(source: Subject, path: Path) -> str:
     """Return Python that loads the file with timm."""
-    if source.encoder.config["stem"] != "cifar":
+    if source.encoder.config["stem"] == "imagenet":
         return timm_lines(source.encoder, f"checkpoint_path={str(path)!r}")
     name, arguments = timm_call(source.encoder)
     given = "".join(f", {key}={value!r}" for key, value in arguments.items())
@@ -57,9 +58,10 @@ def _by_timm(source: Subject, path: Path) -> torch.nn.Module:
 
     name, arguments = timm_call(source.encoder)
     model: torch.nn.Module = timm.create_model(name, **arguments)
-    if source.encoder.config["stem"] == "cifar":
+    if source.encoder.config["stem"] != "imagenet":
+        stride = STEM_STRIDES[source.encoder.config["stem"]]
         weight = source.encoder.model.get_parameter("conv1.weight")
-        model.conv1 = torch.nn.Conv2d(weight.shape[1], weight.shape[0], 3, stride=1, padding=1, bias=False)
+        model.conv1 = torch.nn.Conv2d(weight.shape[1], weight.shape[0], 3, stride=stride, padding=1, bias=False)
         model.maxpool = torch.nn.Identity()
     model.load_state_dict(load_file(path))
     return model.eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from imprint.backbones.build import timm_arguments
+from imprint.backbones.build import STEM_STRIDES, timm_arguments
 from imprint.backbones.timm_encoder import TimmEncoder
 from imprint.core.errors import ConfigError
 
@@ -38,18 +38,20 @@ def refuse_cifar_stem(encoder: TimmEncoder, kind: str) -> None:
     Raises:
         ConfigError: naming the formats that carry it.
     """
-    if encoder.config["stem"] == "cifar":
+    if encoder.config["stem"] != "imagenet":
         raise ConfigError(
-            f"timm has no 3x3 stem of stride 1 without pooling, so '{encoder.name}' with stem='cifar' has no "
+            f"timm has no 3x3 stem without pooling, so '{encoder.name}' with stem='{encoder.config['stem']}' has no "
             f"{kind} form. Use --format safetensors, torchvision or onnx."
         )
 
 
 def stem_lines(encoder: TimmEncoder) -> str:
-    """Return Python that gives a ResNet in `model` the CIFAR stem."""
+    """Return Python that gives a ResNet in `model` the encoder's 3x3 stem."""
+    stride = STEM_STRIDES[encoder.config["stem"]]
     weight = encoder.model.get_parameter("conv1.weight")
     return (
         "import torch\n"
-        f"model.conv1 = torch.nn.Conv2d({weight.shape[1]}, {weight.shape[0]}, 3, stride=1, padding=1, bias=False)\n"
+        f"model.conv1 = torch.nn.Conv2d({weight.shape[1]}, {weight.shape[0]}, 3, stride={stride}, padding=1, "
+        "bias=False)\n"
         "model.maxpool = torch.nn.Identity()"
     )

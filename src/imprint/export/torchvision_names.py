@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from imprint.backbones.build import STEM_STRIDES
 from imprint.backbones.stored import encoder_state, write_aside
 from imprint.backbones.timm_encoder import TimmEncoder
 from imprint.backbones.timm_vit import TimmViT
@@ -69,7 +70,7 @@ def _resnet(encoder: TimmEncoder) -> tuple[str, nn.Module]:
 
     config = encoder.config
     base = str(config["name"]).split(".")[0]
-    if base not in _RESNETS or config["arch"] or (encoder.channels != 3 and config["stem"] != "cifar"):
+    if base not in _RESNETS or config["arch"] or (encoder.channels != 3 and config["stem"] == "imagenet"):
         raise ConfigError(
             f"torchvision has no model equal to '{encoder.name}' ({encoder.channels} channels"
             f"{', changed arch' if config['arch'] else ''}). It has {', '.join(_RESNETS)} and plain ViTs, "
@@ -79,8 +80,8 @@ def _resnet(encoder: TimmEncoder) -> tuple[str, nn.Module]:
     lines = f"import torch, torchvision, safetensors.torch\nmodel = torchvision.models.{_RESNETS[base]}()"
     model.fc = nn.Identity()
     lines += "\nmodel.fc = torch.nn.Identity()"
-    if config["stem"] == "cifar":
-        model.conv1 = nn.Conv2d(encoder.channels, 64, 3, stride=1, padding=1, bias=False)
+    if config["stem"] != "imagenet":
+        model.conv1 = nn.Conv2d(encoder.channels, 64, 3, stride=STEM_STRIDES[config["stem"]], padding=1, bias=False)
         model.maxpool = nn.Identity()
         lines += "\n" + stem_lines(encoder)
     return lines, model

@@ -123,8 +123,10 @@ class DINO(Method):
 
     def before_optimizer_step(self, t: Progress) -> None:
         """Freeze the prototypes early on: no gradient at all, so that weight decay skips them too."""
+        head = self.student.head
+        assert isinstance(head, PrototypeHead)
         if t.before(self.cfg.freeze_prototypes):
-            for parameter in self.student.head.prototypes.parameters():
+            for parameter in head.prototypes.parameters():
                 parameter.grad = None
 
     def after_optimizer_step(self, t: Progress) -> None:

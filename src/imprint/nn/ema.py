@@ -6,7 +6,7 @@ import copy
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -22,7 +22,7 @@ def frozen_copy(module: M) -> M:
         if isinstance(part, nn.Dropout):
             part.p = 0.0
         elif isinstance(getattr(part, "drop_prob", None), float):  # timm's DropPath
-            part.drop_prob = 0.0
+            setattr(part, "drop_prob", 0.0)  # noqa: B010  (no type knows the attribute)
     return twin
 
 
@@ -37,8 +37,8 @@ def ema_update_(teacher: nn.Module, student: nn.Module, momentum: float) -> None
         student: the module that is trained.
         momentum: m in [0, 1]; 1 keeps the teacher, 0 copies the student.
     """
-    targets = list(teacher.parameters())
-    sources = list(student.parameters())
+    targets: list[Tensor] = list(teacher.parameters())
+    sources: list[Tensor] = list(student.parameters())
     if len(targets) != len(sources):
         raise ValueError(f"teacher has {len(targets)} parameters, student {len(sources)}")
     torch._foreach_lerp_(targets, sources, 1.0 - momentum)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from imprint.backbones.arch import Arch
 from imprint.core.progress import Epochs, Steps
 from imprint.core.schedules import Schedule, constant, cosine
@@ -51,13 +53,13 @@ def paper_resnet50(image_size: int = 224) -> RunConfig:
 
 
 def small(image_size: int = 96) -> RunConfig:
-    """ViT-Tiny with small patches, 2 + 4 crops, batch 128: one GPU or a CPU, 1k to 50k images."""
+    """ViT-Tiny with small patches, 2 + 4 crops, batch 64: one GPU or a CPU, 1k to 50k images."""
     patch = scale.patch(image_size)
     tiny = image_size <= scale.TINY
     return RunConfig(
         name="dino",
         method=DINOConfig(
-            prototypes=2048,
+            prototypes=1024,
             hidden=512,
             bottleneck=128,
             teacher_temp=_teacher_temp(0.04, Epochs(0)),
@@ -69,8 +71,8 @@ def small(image_size: int = 96) -> RunConfig:
             blur=0.0 if tiny else 1.0,
         ),
         encoder=EncoderConfig(name="vit_tiny_patch16_224", image_size=image_size, patch_size=patch),
-        optim=_adamw(1e-3, warmup=Epochs(1), weight_decay=(0.04, 0.1)),
-        batch_size=128,
+        optim=_adamw(1e-3, per=64, rule="sqrt", warmup=Epochs(1), weight_decay=(0.04, 0.1)),
+        batch_size=64,
         length=Epochs(100),
         provenance=Provenance(
             source="arXiv 2104.14294, App. D, scaled down",
@@ -113,12 +115,14 @@ def debug(image_size: int = 32) -> RunConfig:
 def _adamw(
     base: float,
     *,
+    per: int = 256,
+    rule: Literal["linear", "sqrt"] = "linear",
     warmup: Epochs | Steps = Epochs(10),
     weight_decay: tuple[float, float] = (0.04, 0.4),
 ) -> OptimConfig:
     return OptimConfig(
         name="adamw",
-        lr=LR(base=base, floor=1e-6, warmup=warmup, warmup_reaches_peak=True),
+        lr=LR(base=base, per=per, rule=rule, floor=1e-6, warmup=warmup, warmup_reaches_peak=True),
         weight_decay=cosine(*weight_decay),
         clip=3.0,
     )

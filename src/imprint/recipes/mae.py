@@ -44,10 +44,10 @@ def paper_vit_large(image_size: int = 224) -> RunConfig:
 
 
 def small(image_size: int = 96) -> RunConfig:
-    """ViT-Tiny with small patches and a two-block decoder, batch 256: one GPU or a CPU, 1k to 50k images."""
+    """ViT-Tiny with small patches and a one-block decoder, batch 64: one GPU or a CPU, 1k to 50k images."""
     return RunConfig(
         name="mae",
-        method=MAEConfig(decoder_width=128, decoder_depth=2, decoder_heads=4),
+        method=MAEConfig(decoder_width=96, decoder_depth=1, decoder_heads=3),
         encoder=EncoderConfig(
             name="vit_tiny_patch16_224",
             image_size=image_size,
@@ -55,8 +55,8 @@ def small(image_size: int = 96) -> RunConfig:
             positions="sincos",
             init="mae",
         ),
-        optim=_adamw(LR(base=1e-3, warmup=Epochs(1))),
-        batch_size=256,
+        optim=_adamw(LR(base=1e-3, per=64, rule="sqrt", warmup=Epochs(1))),
+        batch_size=64,
         length=Epochs(400),
         provenance=Provenance(
             source="arXiv 2111.06377, App. A.1, scaled down",

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
+
+from imprint.backbones.arch import Arch
+from imprint.backbones.load import is_stored
+from imprint.train.config import EncoderConfig
 
 TINY = 64
 """Images up to this side (pixels) count as tiny: CIFAR stem, patches of an eighth of the side, no blur."""
@@ -23,3 +28,27 @@ def patch(image_size: int) -> int:
 def local(image_size: int, patch_size: int) -> int:
     """Return the side of local crops: DINO's 96/224 of the image, rounded to whole patches and at least two."""
     return max(2, round(image_size * 96 / 224 / patch_size)) * patch_size
+
+
+def with_backbone(settings: EncoderConfig, name: str) -> EncoderConfig:
+    """Return a recipe's encoder settings for another backbone.
+
+    What belongs to the recipe's own backbone (patch side, positions, stem, sizes) does not carry over: a stored encoder
+    keeps its own shape, a ViT gets patches and a ResNet a stem that fit the image size.
+    """
+    size = settings.image_size
+    other = dataclasses.replace(
+        settings, name=name, patch_size=None, positions=None, init="timm", stem="imagenet", arch=Arch()
+    )
+    bare = name.rpartition(":")[2]
+    if is_stored(name) or bare == settings.name:
+        return dataclasses.replace(settings, name=name) if bare == settings.name else other
+    if bare.startswith(("vit_", "deit")):
+        same_kind = settings.name.startswith(("vit_", "deit"))
+        return dataclasses.replace(
+            other,
+            patch_size=patch(size) if size <= 128 else None,
+            positions=settings.positions if same_kind else None,
+            init=settings.init if same_kind else "timm",
+        )
+    return dataclasses.replace(other, stem=stem(size)) if bare.startswith("resnet") else other

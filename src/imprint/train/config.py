@@ -105,7 +105,8 @@ class EncoderConfig:
         image_size: side of the largest training view, pixels.
         patch_size: ViT patch side; None keeps the model's own.
         channels: image channels; None takes the data's.
-        stem: `cifar` replaces a ResNet's stem by a 3x3 convolution of stride 1 without pooling.
+        stem: `cifar` replaces a ResNet's stem by a 3x3 convolution of stride 1 without pooling, `half` by one of
+            stride 2.
         registers: number of register tokens; None keeps the model's own.
         drop_path: stochastic depth at the last block (linearly decayed towards the first).
         positions: `sincos` fixes 2-d sin-cos position embeddings (MAE); None keeps the model's own.
@@ -119,7 +120,7 @@ class EncoderConfig:
     image_size: int
     patch_size: int | None = None
     channels: int | None = None
-    stem: Literal["imagenet", "cifar"] = "imagenet"
+    stem: Literal["imagenet", "cifar", "half"] = "imagenet"
     registers: int | None = None
     drop_path: float = 0.0
     positions: Literal["sincos"] | None = None

@@ -116,6 +116,9 @@ def train(
     best: float | None = state.get("best")
     log = RunLog(folder, world, clock=clock, elapsed=state.get("elapsed", 0.0))
     log.restore_window(state.get("window", {}))
+    warmup = plan.optim.lr.warmup
+    if plan.budget is None and checkpoint is None and clock.steps(warmup) >= clock.total_steps:
+        log.event(clock, f"the warm-up ({warmup}) fills the whole run; shorten --optim.lr.warmup", kind="warning")
     for note in start.notes:
         log.event(clock, note, kind="warning")
     if world.main:
