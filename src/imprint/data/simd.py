@@ -47,7 +47,9 @@ def _transpose(typing_context: Any, source: Any, at: Any, step: Any, target: Any
 
 
 def _weigh(lanes: int, blocks: int) -> Any:
-    """Return the operation target[to + x] = rounded sum of w[k] / 2^14 * source[at + k * pitch + x], clamped, for x < lanes * blocks.
+    """Return the operation target[to + x] = clamp(round(sum_k w[k] / 2^14 * source[at + k * pitch + x])).
+
+    It covers lanes * blocks values of x.
 
     8-bit pixels are summed in 16 bits: (s * 2^7 * w) >> 16 keeps five fractional bits, and SIMD units multiply so in
     one instruction; flooring loses half a last bit per tap on average, which the start of the sum gives back.
