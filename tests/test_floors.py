@@ -28,6 +28,7 @@ FLOORS = {
     "cli": 6,
     "api": 6,
     "__init__": 7,
+    "__main__": 7,
 }
 DRAWERS = {"utils", "util", "misc", "helpers", "helper", "common", "shared", "tools"}
 MOST_LINES = 400

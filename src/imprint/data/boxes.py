@@ -28,7 +28,7 @@ def boxes(crop: Crop | CenterCrop, draws: ViewDraws, b: int, height: int, width:
     """
     if isinstance(crop, CenterCrop):
         return _centre(crop, draws.look_BVP.shape[1], height, width)
-    ratio: Any = crop.ratio
+    ratio = crop.ratio
     low, high = (0.0, math.inf) if ratio is None else ratio
     out = np.empty((draws.shares_BVT.shape[1], 8))
     _random(draws.shares_BVT[b], draws.aspects_BVT[b], draws.place_BV2[b], height, width, low, high, crop.size, out)

@@ -21,13 +21,13 @@ class Crop:
     Attributes:
         size: output height and width in pixels.
         scale: bounds of the crop's share of the image area; (1, 1) with `ratio=None` is a plain resize of the whole.
-        ratio: bounds of width/height of the crop.
+        ratio: bounds of width/height of the crop; None keeps the aspect of the image.
         interpolation: resampling filter; always antialiased.
     """
 
     size: int
     scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    ratio: tuple[float, float] | None = (3 / 4, 4 / 3)
     interpolation: Interpolation = "bilinear"
 
 
