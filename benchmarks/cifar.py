@@ -84,7 +84,10 @@ def judge(folder: Path, data: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"images_seen": run.last_step * run.config.batch_size, "encoder": trained.config}
     for protocol in ("knn", "linear"):
         for name, encoder in (("pixels", "pixels"), ("untrained", untrained), ("trained", trained)):
-            report = evaluate(protocol, encoder, train, test, normalise=None if name == "pixels" else normalise)
+            pixels = name == "pixels"
+            # Averaged patches: a CNN's own pooling, and what MAE's encoder was trained on (its class token is not).
+            options = {} if pixels else {"normalise": normalise, "tokens": "patch_mean"}
+            report = evaluate(protocol, encoder, train, test, **options)
             metric = report.metrics[report.main]
             result[f"{protocol}_{name}"] = {"top1": metric.value, "low": metric.low, "high": metric.high}
     return result

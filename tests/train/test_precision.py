@@ -5,7 +5,7 @@ import torch
 
 from imprint.core.errors import ConfigError
 from imprint.data.batch import Batch
-from imprint.train.precision import choose_precision, to_channels_last
+from imprint.train.precision import choose_precision, gains_from_channels_last, to_channels_last
 
 CPU = torch.device("cpu")
 
@@ -44,3 +44,13 @@ def test_views_are_laid_out_channels_last_without_changing_a_value():
     to_channels_last(conv)
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert conv(laid[0].float()).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_channels_last_is_kept_from_networks_that_onednn_cannot_train():
+    wide = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.Conv2d(16, 32, 1, stride=2))
+    narrow = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 16, 1, stride=2))
+    patches = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 4, stride=4), torch.nn.Linear(16, 16))
+    assert gains_from_channels_last(wide)
+    assert not gains_from_channels_last(narrow)
+    assert not gains_from_channels_last(patches)
+    assert not gains_from_channels_last(torch.nn.Linear(2, 2))

@@ -38,7 +38,7 @@ def config() -> RunConfig:
     from imprint.backbones.arch import Arch
 
     base = resolve.recipe_config(RECIPE, image_size=IMAGE_SIZE)
-    encoder = dataclasses.replace(base.encoder, arch=Arch(layers=LAYERS, channels=CHANNELS))
+    encoder = dataclasses.replace(base.encoder, stem="half", arch=Arch(layers=LAYERS, channels=CHANNELS))
     short = {"data": TRAIN, "val": TEST, "batch_size": BATCH_SIZE, "budget": SECONDS}
     timed = resolve.with_short(dataclasses.replace(base, encoder=encoder), short)
     return dataclasses.replace(timed, checkpoint_every=Epochs(10), probe_every=None)

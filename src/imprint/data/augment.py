@@ -136,6 +136,8 @@ class ViewEngine:
         rows, columns = -(-header.height // factor), -(-header.width // factor)
         buffer = self._scratch("pixels", rows * columns * self.channels, np.dtype(np.uint8))
         pixels = decode_pixels(data, header, self.channels, factor, buffer)
+        if pixels.shape != (rows, columns, self.channels):  # the kernels trust the boxes, which trust the header
+            raise BadImage("corrupt", f"decoded to {pixels.shape[:2]} pixels where its header says {(rows, columns)}")
         if factor > 1:
             found = [reduced(boxes_V8, factor, rows, columns) for boxes_V8 in found]
         return pixels, found

@@ -29,7 +29,7 @@ from imprint.train.config import RunConfig
 from imprint.train.memory import is_out_of_memory, out_of_memory
 from imprint.train.optim import build_optimizer, layer_scales
 from imprint.train.parallel import compile_encoders, synchronise_norms
-from imprint.train.precision import choose_precision, set_numerics, to_channels_last
+from imprint.train.precision import choose_precision, gains_from_channels_last, set_numerics, to_channels_last
 from imprint.train.probe import OnlineProbe
 from imprint.train.run import Run, write_config
 from imprint.train.runlog import RunLog
@@ -89,7 +89,7 @@ def train(
         clock = clock_of(plan, loader, checkpoint)
 
     # How: number formats, synchronised norms, compilation, optimizer.
-    precision = choose_precision(plan.precision, world.device, plan.channels_last, not method.encoder.has_tokens)
+    precision = choose_precision(plan.precision, world.device, plan.channels_last, gains_from_channels_last(method))
     method.to(world.device).train()
     if precision.channels_last:
         to_channels_last(method)

@@ -100,6 +100,18 @@ def set_numerics(device: torch.device) -> None:
         torch.set_float32_matmul_precision("high")
 
 
+def gains_from_channels_last(module: nn.Module) -> bool:
+    """Tell whether the module is convolutional, and none of its layers meets oneDNN's defect 6035.
+
+    The weight gradient of a strided 1x1 convolution with fewer than 16 input channels, channels last on a CPU, can crash
+    or be wrong; such narrow networks stay channels first.
+    """
+    convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
+    narrow = any(c.kernel_size == (1, 1) and max(c.stride) > 1 and c.in_channels < 16 for c in convolutions)
+    embeds = all(c.kernel_size == c.stride for c in convolutions)  # a ViT's patch embedding is its only convolution
+    return bool(convolutions) and not narrow and not embeds
+
+
 def to_channels_last(module: nn.Module) -> None:
     """Store the 4-d weights of a module channels last, in place."""
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
