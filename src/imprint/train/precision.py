@@ -103,8 +103,8 @@ def set_numerics(device: torch.device) -> None:
 def gains_from_channels_last(module: nn.Module) -> bool:
     """Tell whether the module is convolutional, and none of its layers meets oneDNN's defect 6035.
 
-    The weight gradient of a strided 1x1 convolution with fewer than 16 input channels, channels last on a CPU, can crash
-    or be wrong; such narrow networks stay channels first.
+    The weight gradient of a strided 1x1 convolution with fewer than 16 input channels, channels last on a CPU, can
+    crash or be wrong; such narrow networks stay channels first.
     """
     convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
     narrow = any(c.kernel_size == (1, 1) and max(c.stride) > 1 and c.in_channels < 16 for c in convolutions)
