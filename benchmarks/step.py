@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from rich import print
 from rich.table import Table
@@ -91,6 +90,7 @@ def ours(config: RunConfig, precision: str, batch: Batch) -> Step:
 
 def lightly_simclr(config: RunConfig, batch: Batch) -> Step:
     """Return SimCLR's step with lightly's head and loss."""
+    import timm
     from lightly.loss import NTXentLoss
     from lightly.models.modules.heads import SimCLRProjectionHead
 
@@ -115,6 +115,7 @@ def lightly_dino(config: RunConfig, batch: Batch) -> Step:
     """Return DINO's step with lightly's head, loss and momentum update."""
     import copy
 
+    import timm
     from lightly.loss import DINOLoss
     from lightly.models.modules.heads import DINOProjectionHead
     from lightly.models.utils import deactivate_requires_grad, update_momentum
@@ -154,6 +155,7 @@ def lightly_dino(config: RunConfig, batch: Batch) -> Step:
 
 def lightly_mae(config: RunConfig, batch: Batch) -> Step:
     """Return MAE's step with lightly's masked ViT and decoder."""
+    import timm
     from lightly.models import utils
     from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
 
