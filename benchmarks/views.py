@@ -15,6 +15,7 @@ import gc
 import io
 import os
 import random
+import sys
 import time
 import warnings
 import zipfile
@@ -298,7 +299,9 @@ def main() -> None:
     floor = race({"eighth": (lambda x: decode(x, min_side=1), large)}, rounds)["eighth"]
     figures = pipeline("simclr 2x224", large, rounds)
     results["simclr 2x224, 12 MP"] = show("simclr 2x224, 12 megapixels", figures, floor, "decoding at an eighth alone")
-    print(f"\nwritten to {write_results('views', results, command='python benchmarks/views.py')}")
+    print(
+        f"\nwritten to {write_results('views', results, command=' '.join(['python benchmarks/views.py', *sys.argv[1:]]))}"
+    )
 
 
 if __name__ == "__main__":
