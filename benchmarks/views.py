@@ -299,9 +299,8 @@ def main() -> None:
     floor = race({"eighth": (lambda x: decode(x, min_side=1), large)}, rounds)["eighth"]
     figures = pipeline("simclr 2x224", large, rounds)
     results["simclr 2x224, 12 MP"] = show("simclr 2x224, 12 megapixels", figures, floor, "decoding at an eighth alone")
-    print(
-        f"\nwritten to {write_results('views', results, command=' '.join(['python benchmarks/views.py', *sys.argv[1:]]))}"
-    )
+    command = " ".join(["python benchmarks/views.py", *sys.argv[1:]])
+    print(f"\nwritten to {write_results('views', results, command=command)}")
 
 
 if __name__ == "__main__":
