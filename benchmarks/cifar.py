@@ -54,7 +54,8 @@ def run(methods: list[str], data: Path, out: Path, budget: str, seed: int, extra
     for method in methods:
         command = [
             "pretrain", method, "--data", str(data / "train"), "--out", str(out / f"{method}-seed{seed}"),
-            "--image-size", "32", "--budget", budget, "--seed", str(seed), *ENCODERS[method], *extra,
+            "--image-size", "32", "--budget", budget, "--seed", str(seed), "--probe-every", "None", *ENCODERS[method],
+            *extra,
         ]  # fmt: skip
         print("$ imprint", " ".join(command), flush=True)
         subprocess.run([sys.executable, "-m", "imprint", *command], check=True)

@@ -27,6 +27,7 @@ def test_every_method_has_the_three_recipes_and_the_paper_one_says_where_it_come
     provenance = recipe(f"{row.name}/paper").provenance
     assert row.arxiv in provenance.source and provenance.expected
     assert recipe(f"{row.name}/small").batch_size <= 256
+    assert all(recipe(f"{row.name}/{name}").probe_every is not None for name in ("paper", "small"))
 
 
 @pytest.mark.parametrize("spec", ALL)

@@ -23,6 +23,7 @@ def paper(image_size: int = 224) -> RunConfig:
         optim=_adamw(5e-4),
         batch_size=1024,
         length=Epochs(800),
+        probe_every=Epochs(20),
         provenance=Provenance(
             source="arXiv 2104.14294, Sec. 3.2 and App. D; facebookresearch/dino, README (--norm_last_layer false)",
             expected="ImageNet-1k kNN 74.5 %, linear probe 77.0 % (Table 2)",
@@ -45,6 +46,7 @@ def paper_resnet50(image_size: int = 224) -> RunConfig:
         ),
         batch_size=1024,
         length=Epochs(800),
+        probe_every=Epochs(20),
         provenance=Provenance(
             source="arXiv 2104.14294, Table 2; facebookresearch/dino, README (ResNet-50 command)",
             expected="ImageNet-1k kNN 67.5 %, linear probe 75.3 % (Table 2)",
@@ -74,6 +76,7 @@ def small(image_size: int = 96) -> RunConfig:
         optim=_adamw(1e-3, per=64, rule="sqrt", warmup=Epochs(1), weight_decay=(0.04, 0.1)),
         batch_size=64,
         length=Epochs(100),
+        probe_every=Epochs(10),
         provenance=Provenance(
             source="arXiv 2104.14294, App. D, scaled down",
             expected="docs/results.md",

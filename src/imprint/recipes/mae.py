@@ -21,6 +21,7 @@ def paper(image_size: int = 224) -> RunConfig:
         optim=_adamw(LR(base=1.5e-4, warmup=Epochs(40))),
         batch_size=4096,
         length=Epochs(1600),
+        probe_every=Epochs(20),
         provenance=Provenance(
             source="arXiv 2111.06377, App. A.1, Table 8; facebookresearch/mae, PRETRAIN.md (--norm_pix_loss)",
             expected="ImageNet-1k fine-tuned 83.6 %, linear probe 68.0 % (Table 3, Sec. 4)",
@@ -37,6 +38,7 @@ def paper_vit_large(image_size: int = 224) -> RunConfig:
         optim=_adamw(LR(base=1.5e-4, warmup=Epochs(40))),
         batch_size=4096,
         length=Epochs(1600),
+        probe_every=Epochs(20),
         provenance=Provenance(
             source="arXiv 2111.06377, App. A.1", expected="ImageNet-1k fine-tuned 85.9 %, linear probe 75.8 %"
         ),
@@ -58,6 +60,7 @@ def small(image_size: int = 96) -> RunConfig:
         optim=_adamw(LR(base=1e-3, per=64, rule="sqrt", warmup=Epochs(1))),
         batch_size=64,
         length=Epochs(400),
+        probe_every=Epochs(10),
         provenance=Provenance(
             source="arXiv 2111.06377, App. A.1, scaled down",
             expected="docs/results.md",

@@ -23,6 +23,7 @@ def paper(image_size: int = 224) -> RunConfig:
         ),
         batch_size=4096,
         length=Epochs(1000),
+        probe_every=Epochs(20),
         provenance=Provenance(
             source="arXiv 2002.05709, Sec. 2.1, Sec. 5.1 and App. B; google-research/simclr",
             expected="ImageNet-1k linear probe 69.3 % top-1 (Table 6)",
@@ -47,6 +48,7 @@ def small(image_size: int = 96) -> RunConfig:
         ),
         batch_size=128,
         length=Epochs(200),
+        probe_every=Epochs(10),
         provenance=Provenance(
             source="arXiv 2002.05709, App. B.9 (CIFAR-10: temperature 0.5, colour strength 0.5, no blur)",
             expected="docs/results.md",
