@@ -132,3 +132,22 @@ def test_published_weights_are_fitted_to_channels_size_and_registers(monkeypatch
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+def test_the_half_stem_halves_the_image_once():
+    arch = Arch(layers=(1, 1, 1, 1), channels=(16, 16, 16, 24))
+    encoder = build_encoder("resnet18", image_size=32, stem="half", arch=arch)
+    features = encoder(torch.randn(2, 3, 32, 32))
+    assert encoder.patch_size == 16 and features.grid == (2, 2) and features.patches_BND.shape == (2, 4, 24)
+
+
+def test_mae_initialisation_is_xavier_uniform_and_for_vits_alone():
+    torch.manual_seed(0)
+    encoder = build_encoder("vit_tiny_patch16_224", image_size=32, patch_size=8, init="mae", arch=Arch(depth=1))
+    weight = encoder.model.blocks[0].mlp.fc1.weight
+    bound = (6 / sum(weight.shape)) ** 0.5
+    assert 0.99 * bound < weight.abs().max() <= bound
+    patches = encoder.model.patch_embed.proj.weight.flatten(1)
+    assert 0.99 * (6 / sum(patches.shape)) ** 0.5 < patches.abs().max() <= (6 / sum(patches.shape)) ** 0.5
+    with pytest.raises(ConfigError, match="is for ViTs"):
+        build_encoder("resnet18", image_size=32, init="mae")

@@ -25,11 +25,13 @@ ENCODERS = {
     "resnet18": ("resnet18", {}),
     "cifar": ("resnet18", {"stem": "cifar", "channels": 4}),
     "narrow_cifar": ("resnet18", {"stem": "cifar", "arch": NARROW}),
+    "half": ("resnet18", {"stem": "half"}),
     "convnext": ("convnext_atto", {"arch": NARROW}),
     "tagged": ("resnet10t.c3_in1k", {"arch": NARROW}),
 }
 REFUSED = {
-    ("timm", "cifar"), ("timm", "narrow_cifar"), ("hf", "cifar"), ("hf", "narrow_cifar"),
+    ("timm", "cifar"), ("timm", "narrow_cifar"), ("hf", "cifar"), ("hf", "narrow_cifar"), ("timm", "half"),
+    ("hf", "half"),
     *(("torchvision", kind) for kind in
       ("registers", "layer_scale", "sincos_grey", "rotary", "narrow_cifar", "convnext", "tagged")),
 }  # fmt: skip
