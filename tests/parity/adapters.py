@@ -7,10 +7,12 @@ I-JEPA's schedules are the run's clock counted from 1 and stretched to T_max.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
-import torch
+from case import Case, Out, arrays, tensor
 from torch import Tensor
 
 from imprint.core.progress import Epochs, Progress, Steps
@@ -26,26 +28,15 @@ from imprint.ops.ranks import alpha_req, lidar, rankme, singular_values
 from imprint.train.config import LR
 from imprint.train.lars import LARS, LarsVariant, lars_groups, trust_ratios
 
-Case = Mapping[str, np.ndarray]
-Out = dict[str, np.ndarray]
-
-
-def _tensor(array: np.ndarray, grad: bool = False) -> Tensor:
-    return torch.from_numpy(np.array(array)).requires_grad_(grad)
-
-
-def _arrays(tensors: Mapping[str, Tensor]) -> Out:
-    return {name: value.detach().numpy() for name, value in tensors.items()}
-
 
 def nt_xent_case(case: Case) -> Out:
     """SimCLR's loss; the public code's number is the sum over both directions, and its logits are cosines over tau."""
-    z1, z2 = _tensor(case["z1"], True), _tensor(case["z2"], True)
+    z1, z2 = tensor(case["z1"], True), tensor(case["z2"], True)
     temperature = float(case["temperature"])
     loss = nt_xent(z1, z2, temperature)
     loss.backward()
     assert z1.grad is not None and z2.grad is not None
-    return _arrays(
+    return arrays(
         {
             "out_loss": loss,
             "out_loss_simclr_code": 2 * loss,
@@ -62,14 +53,14 @@ def dino_case(case: Case) -> Out:
     temperature = _teacher_temp(case)
     clock = Progress(0, epochs, 1)
     schedule = [temperature(clock.at(e)) for e in range(epochs)]
-    student, teacher, center = _tensor(case["student"], True), _tensor(case["teacher"]), _tensor(case["center"])
+    student, teacher, center = tensor(case["student"], True), tensor(case["teacher"]), tensor(case["center"])
     student_VBK, teacher_WBK = student.unflatten(0, (crops, -1)), teacher.unflatten(0, (2, -1))
     now = temperature(clock.at(int(case["epoch"])))
     loss = cross_view_cross_entropy(student_VBK, teacher_WBK, center, float(case["student_temp"]), now)
     loss.backward()
     assert student.grad is not None
     moved = ema_center(center, teacher_WBK, float(case["center_momentum"]))
-    out = _arrays({"out_loss": loss, "out_center": moved, "grad_student": student.grad})
+    out = arrays({"out_loss": loss, "out_center": moved, "grad_student": student.grad})
     return out | {"out_teacher_temp_schedule": np.array(schedule)}
 
 
@@ -86,13 +77,13 @@ def _teacher_temp(case: Case) -> Schedule:
 
 def mae_case(case: Case) -> Out:
     """MAE's patches, masking and loss; `out_loss` is against normalised targets."""
-    pred = _tensor(case["pred"], True)
-    patches = patchify(_tensor(case["imgs"]), int(case["patch_size"]))
-    keep, mask, restore = random_masking(_tensor(case["noise"]), float(case["mask_ratio"]))
+    pred = tensor(case["pred"], True)
+    patches = patchify(tensor(case["imgs"]), int(case["patch_size"]))
+    keep, mask, restore = random_masking(tensor(case["noise"]), float(case["mask_ratio"]))
     loss = masked_patch_mse(pred, normalise_patches(patches), mask)
     loss.backward()
     assert pred.grad is not None
-    return _arrays(
+    return arrays(
         {
             "out_loss": loss,
             "out_loss_no_norm": masked_patch_mse(pred, patches, mask),
@@ -100,7 +91,7 @@ def mae_case(case: Case) -> Out:
             "grad_pred": pred.grad,
             "out_mask": mask.double(),
             "out_ids_restore": restore,
-            "out_tokens_kept": take_tokens(_tensor(case["tokens"]), keep),
+            "out_tokens_kept": take_tokens(tensor(case["tokens"]), keep),
         }
     )
 
@@ -110,7 +101,7 @@ def sincos_case(case: Case) -> Out:
     dim = int(case["embed_dim"])
     sides = np.atleast_1d(case["grid_size"])
     grid = (int(sides[0]), int(sides[-1]))
-    return _arrays(
+    return arrays(
         {
             "out_mae_with_cls": sincos_2d(dim, grid, cls=True),
             "out_ijepa": sincos_2d(dim, grid),
@@ -121,13 +112,13 @@ def sincos_case(case: Case) -> Out:
 
 def positions_case(case: Case) -> Out:
     """Learned positions resized by every style; MAE's public code knows square grids only."""
-    pos = _tensor(case["pos_embed"])
+    pos = tensor(case["pos_embed"])
     patch = int(case["patch_size"])
     grid = (int(case["height"]) // patch, int(case["width"]) // patch)
     styles: list[Style] = ["dino", "dinov2_offset", "dinov2_offset_aa", "dinov2_size", "dinov2_size_aa"]
     if grid[0] == grid[1]:
         styles.append("mae")
-    return _arrays({f"out_{style}": interpolate_positions(pos, grid, style) for style in styles})
+    return arrays({f"out_{style}": interpolate_positions(pos, grid, style) for style in styles})
 
 
 def schedules_case(case: Case) -> Out:
@@ -184,27 +175,27 @@ def lars_case(case: Case) -> Out:
     out: Out = {}
     variants: tuple[LarsVariant, ...] = ("mocov3", "barlow", "simclr", "larc")
     for variant in variants:
-        params = {name: _tensor(case[name], True) for name in names}
+        params = {name: tensor(case[name], True) for name in names}
         groups = lars_groups(params.values(), variant, decay)
         optimizer = LARS(groups, momentum=float(case["momentum"]), trust=trust, variant=variant)
         for step, rate in enumerate(case["lr"], start=1):
             for group in optimizer.param_groups:
                 group["lr"] = float(rate)
             for name, parameter in params.items():
-                parameter.grad = _tensor(case[f"g{step}_{name}"])
+                parameter.grad = tensor(case[f"g{step}_{name}"])
             optimizer.step()
             for name, parameter in params.items():
                 out[f"out_{variant}_{name}_step{step}"] = parameter.detach().numpy().copy()
-    weights = [_tensor(case[name]) for name in names]
-    grads = [_tensor(case[f"g1_{name}"]) for name in names]
+    weights = [tensor(case[name]) for name in names]
+    grads = [tensor(case[f"g1_{name}"]) for name in names]
     ratios = trust_ratios(weights, grads, weight_decay=decay, trust=trust, variant="mocov3")
     return out | {f"out_trust_{name}": ratio.numpy() for name, ratio in zip(names, ratios, strict=True)}
 
 
 def knn_case(case: Case) -> Out:
     """Votes and classes of DINO's protocol, and DINOv2's votes at two k."""
-    queries, bank = _tensor(case["test_features"]), _tensor(case["train_features"])
-    labels, truth = _tensor(case["train_labels"]), _tensor(case["test_labels"])
+    queries, bank = tensor(case["test_features"]), tensor(case["train_features"])
+    labels, truth = tensor(case["train_labels"]), tensor(case["test_labels"])
     classes, k, temperature = int(case["num_classes"]), int(case["k"]), float(case["temperature"])
     deepest = int(case["dinov2_max_k"])
     ranked = knn_classify(queries, bank, labels, classes, [k], [temperature], top=min(5, k))[k, temperature]
@@ -212,7 +203,7 @@ def knn_case(case: Case) -> Out:
     def softmax_votes(count: int) -> Tensor:
         return knn_scores(queries, bank, labels, classes, count, temperature, weighting="softmax", max_k=deepest)
 
-    return _arrays(
+    return arrays(
         {
             "out_scores": knn_scores(queries, bank, labels, classes, k, temperature),
             "out_pred": ranked[:, 0],
@@ -226,8 +217,8 @@ def knn_case(case: Case) -> Out:
 
 def rankme_case(case: Case) -> Out:
     """RankMe at the paper's and at one lab's epsilon."""
-    features = _tensor(case["Z"])
-    return _arrays(
+    features = tensor(case["Z"])
+    return arrays(
         {
             "out_rankme": rankme(features, float(case["eps"])),
             "out_rankme_eps1e5": rankme(features, 1e-5),
@@ -238,8 +229,8 @@ def rankme_case(case: Case) -> Out:
 
 def alpha_req_case(case: Case) -> Out:
     """The power law of the eigenspectrum; the public code's float32 weights move alpha by about 1e-10."""
-    law = alpha_req(_tensor(case["X"]), int(case["trange_start"]), int(case["trange_stop"]))
-    return _arrays(
+    law = alpha_req(tensor(case["X"]), int(case["trange_start"]), int(case["trange_stop"]))
+    return arrays(
         {
             "out_eigenspectrum": law.eigenspectrum_D,
             "out_alpha": law.alpha,
@@ -252,9 +243,9 @@ def alpha_req_case(case: Case) -> Out:
 
 def lidar_case(case: Case) -> Out:
     """LiDAR by the paper's and by the code's formula."""
-    features, delta, eps = _tensor(case["X"]), float(case["delta"]), float(case["eps"])
+    features, delta, eps = tensor(case["X"]), float(case["delta"]), float(case["eps"])
     paper = lidar(features, delta, eps)
-    return _arrays(
+    return arrays(
         {
             "out_lidar": paper.value,
             "out_lidar_code": lidar(features, delta, eps, variant="code").value,
@@ -276,3 +267,11 @@ CASES: dict[str, Callable[[Case], Out]] = {
     "schedules": schedules_case,
     "sincos_2d": sincos_case,
 }
+
+LOSSES: dict[str, tuple[str, ...]] = {"nt_xent": ("z1", "z2"), "dino": ("student", "teacher"), "mae": ("pred",)}
+"""Cases whose loss takes network outputs, with the names of these inputs: they arrive in low precision, too."""
+
+for _path in sorted(Path(__file__).parent.glob("adapters_*.py")):  # one file per family, with the same two tables
+    _family = importlib.import_module(_path.stem)
+    CASES |= _family.CASES
+    LOSSES |= _family.LOSSES

@@ -12,14 +12,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from adapters import CASES
+from adapters import CASES, LOSSES
 from compare import OPTIONAL, VECTORS, load, relative_error, tolerance
 from fidelity import FILE, measure
 
 from imprint.methods.catalog import CATALOG
-
-# Losses whose inputs are network outputs: these arrive in low precision.
-LOSSES = {"nt_xent": ("z1", "z2"), "dino": ("student", "teacher"), "mae": ("pred",)}
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
@@ -78,9 +75,9 @@ def test_low_precision_inputs_cost_their_own_rounding_only(
             leaves[name_of] = value
         return value
 
-    monkeypatch.setitem(CASES[name].__globals__, "_tensor", in_precision)
+    monkeypatch.setitem(CASES[name].__globals__, "tensor", in_precision)
     monkeypatch.setitem(
-        CASES[name].__globals__, "_arrays", lambda tensors: {k: v.detach().double().numpy() for k, v in tensors.items()}
+        CASES[name].__globals__, "arrays", lambda tensors: {k: v.detach().double().numpy() for k, v in tensors.items()}
     )
     got = CASES[name](inputs)
     assert leaves and all(leaf.dtype == dtype for leaf in leaves.values())
@@ -101,9 +98,9 @@ def test_logits_of_1e4_stay_finite(name: str, dtype: torch.dtype, monkeypatch: p
             value = value.to(dtype)
         return value.requires_grad_(grad)
 
-    monkeypatch.setitem(CASES[name].__globals__, "_tensor", in_precision)
+    monkeypatch.setitem(CASES[name].__globals__, "tensor", in_precision)
     monkeypatch.setitem(
-        CASES[name].__globals__, "_arrays", lambda tensors: {k: v.detach().double().numpy() for k, v in tensors.items()}
+        CASES[name].__globals__, "arrays", lambda tensors: {k: v.detach().double().numpy() for k, v in tensors.items()}
     )
     got = CASES[name](large)
     for key in expected.keys() & got.keys():

@@ -63,10 +63,33 @@ def cross_view_cross_entropy(
         raise ConfigError(f"cross_view_cross_entropy: temperatures {student_temp}, {teacher_temp} must be positive.")
     if overwrite and any(part.is_leaf and part.requires_grad for part in parts):
         raise ConfigError("cross_view_cross_entropy: overwrite=True would destroy a leaf; pass a computed tensor.")
-    with torch.autocast(teacher_WBK.device.type, enabled=False):
-        loss: Tensor = _CrossView.apply(
-            teacher_WBK.detach(), center_K.detach(), student_temp, teacher_temp, overwrite, *parts
-        )
+    teacher, center = teacher_WBK.detach(), center_K.detach()
+    dtype = torch.float64 if parts[0].dtype == torch.float64 else torch.float32
+
+    def targets(rows: slice) -> Tensor:
+        return centred_softmax(teacher[:, rows].to(dtype), center, teacher_temp)
+
+    return cross_entropy_to(targets, count, parts, student_temp, overwrite=overwrite)
+
+
+Targets = Callable[[slice], Tensor]
+"""Gives the target distributions (W, b, K) of some rows, each sums to 1, in memory of their own, in computing dtype."""
+
+
+def cross_entropy_to(
+    targets: Targets, count: int, parts: Sequence[Tensor], temperature: float, *, overwrite: bool = False
+) -> Tensor:
+    """Return the mean of H(target w, softmax(s_v / tau)) over images and pairs v != w, as `cross_view_cross_entropy`.
+
+    Args:
+        targets: distributions of rows of images, made when they are needed.
+        count: W, the number of views with targets.
+        parts: student logits (V_i, B, K) in order, the first W views are the targets' own; shapes are not checked.
+        temperature: tau > 0.
+        overwrite: see `cross_view_cross_entropy`.
+    """
+    with torch.autocast(parts[0].device.type, enabled=False):
+        loss: Tensor = _CrossView.apply(targets, count, temperature, overwrite, *parts)
     return loss
 
 
@@ -74,16 +97,16 @@ class _CrossView(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        teacher_WBK: Tensor,
-        center_K: Tensor,
+        targets: Targets,
+        count: int,
         student_temp: float,
-        teacher_temp: float,
         overwrite: bool,
         *parts: Tensor,
     ) -> Tensor:
-        count, batch, width = teacher_WBK.shape
+        batch, width = parts[0].shape[1:]
+        device = parts[0].device
         rows = [row for part in parts for row in part.unbind(0)]
-        wanted = any(ctx.needs_input_grad[5:])
+        wanted = any(ctx.needs_input_grad[4:])
         grads = [part if overwrite else torch.empty_like(part) for part in parts] if wanted else []
         grad_rows = [row for grad in grads for row in grad.unbind(0)]
         pairs = count * (len(rows) - 1)
@@ -91,12 +114,12 @@ class _CrossView(torch.autograd.Function):
         # float16 cannot hold gradients this small before the loss scale is known; a power of two keeps them in range.
         stored = 2.0**12 / count if parts[0].dtype == torch.float16 else factor
         dtype = torch.float64 if parts[0].dtype == torch.float64 else torch.float32
-        total = torch.zeros((), dtype=dtype, device=teacher_WBK.device)
-        step = _rows_per_chunk(width, teacher_WBK.device)
-        scratch = torch.empty(2, min(step, batch), width, dtype=dtype, device=teacher_WBK.device)
+        total = torch.zeros((), dtype=dtype, device=device)
+        step = _rows_per_chunk(width, device)
+        scratch = torch.empty(2, min(step, batch), width, dtype=dtype, device=device)
         for start in range(0, batch, step):
             chunk = slice(start, min(start + step, batch))
-            target_WbK = centred_softmax(teacher_WBK[:, chunk].to(dtype), center_K, teacher_temp)
+            target_WbK = targets(chunk).to(dtype)
             sum_bK = target_WbK.sum(dim=0)
             # Targets of the teacher's own views lack one term; afterwards all rows of targets are negative and scaled.
             own_WbK = torch.sub(sum_bK, target_WbK, out=target_WbK).mul_(-stored)
@@ -138,7 +161,7 @@ class _CrossView(torch.autograd.Function):
         if upstream.device.type != "cpu" or scale.item() != 1.0:  # reading a value is free on the CPU only
             for grad in grads:
                 grad.mul_(scale)
-        return None, None, None, None, None, *grads
+        return None, None, None, None, *grads
 
 
 def _rows_per_chunk(width: int, device: torch.device) -> int:
