@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imprint.nn.heads import ProjectionMLP, PrototypeHead, Prototypes
+from imprint.nn.heads import ProjectionMLP, PrototypeHead
 
 
 def test_simclr_head_is_linear_bn_relu_linear_bn_without_shift():
@@ -33,17 +33,3 @@ def test_prototype_logits_are_cosines_while_the_gain_is_one():
     torch.testing.assert_close(logits, expected)
     assert logits.abs().max() <= 1 + 1e-6
     assert "prototypes.gain" not in {n for n, p in head.named_parameters() if p.requires_grad}
-
-
-def test_prototypes_equal_pytorch_weight_norm():
-    ours = Prototypes(4, 6, train_gain=True)
-    theirs = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 6, bias=False))
-    with torch.no_grad():
-        theirs.weight = ours.direction.detach().clone()
-        theirs.parametrizations.weight.original0.fill_(1.0)
-    z = torch.randn(3, 4)
-    torch.testing.assert_close(ours(z), theirs(z))
-    ours(z).square().sum().backward()
-    theirs(z).square().sum().backward()
-    torch.testing.assert_close(ours.direction.grad, theirs.parametrizations.weight.original1.grad)
-    torch.testing.assert_close(ours.gain.grad, theirs.parametrizations.weight.original0.grad)

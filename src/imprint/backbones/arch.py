@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Arch:
-    """Sizes that replace those of the named model; None keeps the model's own.
+    """Sizes (and one start) that replace those of the named model; None keeps the model's own.
 
     Attributes:
         embed_dim: width of a ViT's tokens.
@@ -17,6 +17,8 @@ class Arch:
         mlp_ratio: hidden width of a ViT's MLPs as a multiple of `embed_dim`.
         layers: blocks in each stage of a ResNet or ConvNeXt (four numbers).
         channels: width of each stage of a ResNet or ConvNeXt (four numbers; before a Bottleneck's expansion).
+        zero_init_last: start the last BatchNorm gain of every ResNet or RegNet block at zero (timm does); False starts
+            it at one, as the public codes of MoCo, SwAV and DINO do.
     """
 
     embed_dim: int | None = None
@@ -25,6 +27,7 @@ class Arch:
     mlp_ratio: float | None = None
     layers: tuple[int, ...] | None = None
     channels: tuple[int, ...] | None = None
+    zero_init_last: bool | None = None
 
     def overrides(self) -> dict[str, Any]:
         """Return the fields that are set, JSON-ready."""

@@ -13,7 +13,7 @@ from torch import nn
 from imprint.backbones import torchvision_compat  # noqa: F401  (makes timm importable)
 from imprint.backbones.arch import Arch
 from imprint.backbones.timm_encoder import TimmEncoder
-from imprint.backbones.timm_vit import TimmViT
+from imprint.backbones.timm_vit import POSITION_LAYOUTS, TimmViT
 from imprint.core.errors import ConfigError, unknown
 
 _logger = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ def build_encoder(
     stem: Literal["imagenet", "cifar", "half"] = "imagenet",
     registers: int | None = None,
     drop_path: float = 0.0,
-    positions: Literal["sincos"] | None = None,
-    init: Literal["timm", "mae"] = "timm",
+    positions: Literal["sincos", "sincos_mocov3"] | None = None,
+    init: Literal["timm", "mae", "mocov3"] = "timm",
     arch: Arch | Mapping[str, Any] | None = None,
     mask_token: bool = False,
     pretrained: bool = False,
@@ -57,8 +57,9 @@ def build_encoder(
         registers: learned tokens without position beside the class token (arXiv 2309.16588); None keeps the model's
             own, 0 removes them.
         drop_path: stochastic depth rate at the last block, growing linearly from 0 at the first, in [0, 1).
-        positions: `sincos` fixes non-trainable 2-d sin-cos positions (MAE).
-        init: random initialisation: timm's own, or `mae` (linears and patch embedding Xavier-uniform, biases 0).
+        positions: `sincos` fixes non-trainable 2-d sin-cos positions (MAE), `sincos_mocov3` those of MoCo v3's layout.
+        init: random initialisation: timm's own, `mae` (linears and patch embedding Xavier-uniform, biases 0) or
+            `mocov3` (the same with queries, keys and values as three matrices, and a class token near zero).
         arch: sizes that replace the model's own (`Arch`, or a mapping of its fields and other timm arguments).
         mask_token: create the learned mask token that `mask_BN` needs.
         pretrained: load timm's published weights; the only way here to reach the network.
@@ -94,8 +95,8 @@ def build_encoder(
     if pretrained and weights is not None:
         raise ConfigError(f"encoder '{name}': give pretrained or weights, not both; they are two different starts.")
     encoder = _assemble(config)
-    if init == "mae":
-        _init_as_mae(encoder)
+    if init != "timm":
+        _init_xavier(encoder, init)
     if pretrained:
         _load_published(encoder)
     if weights is not None:
@@ -139,7 +140,7 @@ def _assemble(config: dict[str, Any]) -> TimmEncoder:
     if isinstance(model, VisionTransformer) or (isinstance(model, Eva) and not model.rope_mixed):
         return TimmViT(model, config)
     if config["positions"] is not None or config["mask_token"]:
-        what = "positions='sincos'" if config["positions"] else "a mask token"
+        what = f"positions='{config['positions']}'" if config["positions"] else "a mask token"
         raise ConfigError(f"'{config['name']}' cannot have {what}; choose a ViT such as vit_small_patch16_224.")
     return TimmEncoder(model, config, stride=stride)
 
@@ -168,8 +169,8 @@ def _check(config: dict[str, Any], family: str) -> None:
         raise ConfigError(f"encoder '{name}': drop_path={config['drop_path']} is no rate in [0, 1).")
     if config["stem"] not in ("imagenet", *STEM_STRIDES):
         raise unknown("stem", str(config["stem"]), ("imagenet", *STEM_STRIDES))
-    if config["positions"] not in (None, "sincos"):
-        raise unknown("positions", str(config["positions"]), ("sincos",))
+    if config["positions"] not in (None, *POSITION_LAYOUTS):
+        raise unknown("positions", str(config["positions"]), POSITION_LAYOUTS)
     if config["stem"] != "imagenet" and family != "resnet":
         raise ConfigError(
             f"encoder '{name}': stem='{config['stem']}' is for ResNets (resnet18, resnet50 ...); leave it at imagenet."
@@ -248,18 +249,26 @@ def _small_stem(model: Any, config: dict[str, Any]) -> int:
     return int(model.feature_info[-1]["reduction"])
 
 
-def _init_as_mae(encoder: TimmEncoder) -> None:
-    """Initialise a ViT as MAE does (arXiv 2111.06377, App. A.1: xavier_uniform, "following ViT's official code")."""
+def _init_xavier(encoder: TimmEncoder, style: str) -> None:
+    """Initialise a ViT as MAE does (arXiv 2111.06377, App. A.1: xavier_uniform, "following ViT's official code").
+
+    MoCo v3 (arXiv 2104.02057, public code) bounds queries, keys and values as the three matrices they are, and starts
+    the class token at a standard deviation of 1e-6.
+    """
+    if style not in ("mae", "mocov3"):
+        raise unknown("init", style, ("timm", "mae", "mocov3"))
     if not encoder.has_tokens:
-        raise ConfigError(f"encoder '{encoder.name}': init='mae' is for ViTs; leave init at timm.")
+        raise ConfigError(f"encoder '{encoder.name}': init='{style}' is for ViTs; leave init at timm.")
     for name, module in encoder.named_modules():
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and "patch_embed" in name):
-            nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
+            weight = module.weight.view(module.weight.shape[0], -1)
+            for part in weight.chunk(3) if style == "mocov3" and name.endswith("qkv") else (weight,):
+                nn.init.xavier_uniform_(part)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         cls_token = getattr(module, "cls_token", None)
         if isinstance(cls_token, nn.Parameter):
-            nn.init.normal_(cls_token, std=0.02)
+            nn.init.normal_(cls_token, std=0.02 if style == "mae" else 1e-6)
 
 
 def _load_published(encoder: TimmEncoder) -> None:

@@ -86,6 +86,22 @@ class Encoder(nn.Module):
         """
         raise ConfigError(f"encoder '{self.name}' has no attention; choose a ViT for attention maps.")
 
+    def freeze_patch_projection(self) -> None:
+        """Keep a ViT's random patch projection as it is: its parameters take no gradient.
+
+        Raises:
+            ConfigError: for encoders without one.
+        """
+        raise ConfigError(f"encoder '{self.name}' has no patch projection to freeze; choose a ViT.")
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade compute for memory: recompute blocks in the backward pass instead of keeping their activations.
+
+        Raises:
+            ConfigError: for an encoder that cannot.
+        """
+        raise ConfigError(f"encoder '{self.name}' cannot recompute its activations; switch it off.")
+
     @property
     def config(self) -> dict[str, Any]:
         """JSON-ready arguments from which `build_encoder(**config)` makes an encoder of the same shape."""

@@ -20,13 +20,17 @@ from imprint.backbones.attention import attention_probabilities
 from imprint.backbones.encoder import Features
 from imprint.backbones.timm_encoder import TimmEncoder
 from imprint.core.errors import ConfigError
-from imprint.ops.positions import Style, interpolate_positions, sincos_2d
+from imprint.ops.positions import Layout, Style, interpolate_positions, sincos_2d
 
 POSITION_STYLE: Style = "dino"
 """How learned positions are resized: bicubic without antialiasing by the scale (g + 0.1) / g0, as DINO and DINOv2 do.
 
 timm's `dynamic_img_size` antialiases instead: at the built image size the two agree, away from it they differ slightly.
 """
+
+
+POSITION_LAYOUTS: dict[str, Layout] = {"sincos": "mae", "sincos_mocov3": "mocov3"}
+"""The fixed 2-d sin-cos positions by name: which axis fills the first half of the width."""
 
 
 class TimmViT(TimmEncoder):
@@ -56,8 +60,8 @@ class TimmViT(TimmEncoder):
         self._grad_checkpointing = False
         positions = getattr(described, "pos_embed", None)
         self.position_prefix = 0 if positions is None else positions.shape[1] - described.patch_embed.num_patches
-        if config.get("positions") == "sincos":
-            self._fix_sincos_positions()
+        if config.get("positions"):
+            self._fix_sincos_positions(POSITION_LAYOUTS[config["positions"]])
         if config.get("mask_token"):
             self.enable_mask_token()
 
@@ -100,6 +104,11 @@ class TimmViT(TimmEncoder):
             token = torch.empty(1, 1, self.embed_dim, device=reference.device, dtype=reference.dtype)
             self.mask_token = nn.Parameter(token.normal_(std=std))
             self._config["mask_token"] = True
+
+    def freeze_patch_projection(self) -> None:
+        """Keep the random patch projection, weight and bias, as it is (MoCo v3, arXiv 2104.02057, Sec. 4.2)."""
+        embed: Any = self.model.patch_embed
+        embed.requires_grad_(False)
 
     def drop_mask_token(self) -> None:
         """Remove the learned mask token, which only pretraining needs."""
@@ -189,12 +198,12 @@ class TimmViT(TimmEncoder):
             grid=grid,
         )
 
-    def _fix_sincos_positions(self) -> None:
+    def _fix_sincos_positions(self, layout: Layout) -> None:
         """Replace learned positions by fixed 2-d sin-cos ones (MAE, arXiv 2111.06377, A.1); prefix tokens get zeros."""
         model: Any = self.model
         if getattr(model, "pos_embed", None) is None:
-            raise ConfigError(f"'{self.name}' adds no positions to its tokens, so positions='sincos' does not apply.")
-        table_ND = sincos_2d(self.embed_dim, self._native_grid)
+            raise ConfigError(f"'{self.name}' adds no positions to its tokens, so sin-cos positions do not apply.")
+        table_ND = sincos_2d(self.embed_dim, self._native_grid, layout=layout)
         with torch.no_grad():
             model.pos_embed.zero_()
             model.pos_embed[0, self.position_prefix :] = table_ND.to(model.pos_embed)

@@ -103,6 +103,15 @@ def all_reduce_mean(x: Tensor) -> Tensor:
     return all_reduce_sum(x) / torch_dist.get_world_size()
 
 
+def all_reduce_max(x: Tensor) -> Tensor:
+    """Return the elementwise maximum of `x` over processes, detached; `x` is left unchanged."""
+    if _alone():
+        return x.detach()
+    highest = x.detach().contiguous().clone()
+    torch_dist.all_reduce(highest, op=torch_dist.ReduceOp.MAX)
+    return highest
+
+
 def any_process(flag: bool) -> bool:
     """Tell every process whether `flag` is true in at least one of them."""
     if _alone():

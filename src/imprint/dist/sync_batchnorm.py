@@ -98,9 +98,12 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
-    """Replace every batch norm below `module` by one over all processes; names of weights and buffers stay."""
+    """Replace every batch norm below `module` by one over all processes; names of weights and buffers stay.
+
+    A norm with a true attribute `own_statistics` (one over groups smaller than the batch) is left as it is.
+    """
     for name, child in list(module.named_children()):
-        if isinstance(child, (SyncBatchNorm, nn.SyncBatchNorm)):
+        if isinstance(child, (SyncBatchNorm, nn.SyncBatchNorm)) or getattr(child, "own_statistics", False):
             continue
         if isinstance(child, _BatchNorm):
             plain = type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

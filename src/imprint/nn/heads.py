@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from imprint.nn.prototypes import Prototypes
 
 
 class ProjectionMLP(nn.Sequential):
@@ -86,22 +87,3 @@ class PrototypeHead(nn.Module):
         """Return logits (B, K)."""
         logits: Tensor = self.prototypes(F.normalize(self.mlp(features_BD), dim=-1))
         return logits
-
-
-class Prototypes(nn.Module):
-    """K directions; logits are inner products with the normalised rows, times a gain that is 1 unless trained."""
-
-    def __init__(self, width: int, count: int, *, train_gain: bool = False) -> None:
-        super().__init__()
-        linear = nn.Linear(
-            width, count, bias=False
-        )  # PyTorch's default init, as the public code's weight_norm keeps it
-        self.direction = nn.Parameter(linear.weight.detach().clone())
-        self.gain = nn.Parameter(torch.ones(count, 1), requires_grad=train_gain)
-
-    def forward(self, z_BD: Tensor) -> Tensor:
-        """Return logits (B, K)."""
-        weight_KD = F.normalize(self.direction, dim=-1)
-        if self.gain.requires_grad:
-            weight_KD = weight_KD * self.gain
-        return F.linear(z_BD, weight_KD)
