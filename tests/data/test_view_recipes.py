@@ -11,6 +11,7 @@ from imprint.data.view_recipes import (
     dino_views,
     evaluation_views,
     mae_views,
+    mocov1_views,
     mocov2_views,
     probe_views,
     simclr_views,
@@ -37,6 +38,13 @@ def test_simclr() -> None:
     assert jitter(small.look) == (0.4, 0.4, 0.4, 0.1, 0.8) and small.look.blur == 0
     (given,) = simclr_views(32, strength=1.0, blur=0.5)
     assert given.look == view.look
+
+
+def test_mocov1() -> None:
+    (view,) = mocov1_views()
+    assert (view.name, view.count, crop(view).size, crop(view).scale) == ("global", 2, 224, (0.2, 1.0))
+    assert jitter(view.look) == (0.4, 0.4, 0.4, 0.4, 1.0) and (view.look.grey, view.look.blur) == (0.2, 0.0)
+    assert jitter(mocov1_views(strength=0.5)[0].look) == (0.2, 0.2, 0.2, 0.2, 1.0)
 
 
 def test_mocov2() -> None:

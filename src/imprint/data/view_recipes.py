@@ -41,6 +41,18 @@ def simclr_views(
     return (View(name="global", count=2, crop=Crop(size=image_size, scale=scale), look=look),)
 
 
+def mocov1_views(
+    image_size: int = 224, *, scale: tuple[float, float] = (0.2, 1.0), strength: float = 1.0
+) -> tuple[View, ...]:
+    """Two views of one distribution (MoCo, arXiv 1911.05722, Sec. 3.3; Wu et al. 2018).
+
+    Crop .2-1, flip, jitter (.4, .4, .4, .4) * strength always, grey .2, no blur. The public code turns images grey
+    before the jitter, here it comes after: on a grey image saturation and hue do nothing, in either order.
+    """
+    look = replace(_colours(0.4, 0.4, strength), jitter=1.0)
+    return (View(name="global", count=2, crop=Crop(size=image_size, scale=scale), look=look),)
+
+
 def mocov2_views(
     image_size: int = 224,
     *,

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from imprint.backbones.encoder import Encoder
+from imprint.core.errors import ConfigError
 from imprint.core.progress import Progress
 from imprint.data.batch import Batch
 from imprint.data.views import Mask, View
@@ -80,6 +81,34 @@ class Method(nn.Module):
         """Return the masks drawn in the data path."""
         return ()
 
+    @classmethod
+    def wants_classes(cls, cfg: MethodConfig) -> bool:
+        """Tell whether the trainer shall fill in `cfg.classes`, a field of methods with a classifier.
+
+        The run that this one starts from knows the number, or else the labels do.
+        """
+        return getattr(cfg, "classes", None) == 0
+
+    def inherit(self, previous: Method) -> None:
+        """Take over from the method of the run that this one starts from, rebuilt with its final weights.
+
+        Called once, before the optimizer is made and a checkpoint of this run is put back. Modules may be added here (a
+        frozen teacher); they belong to this run's checkpoints. By default a method goes on from its own weights.
+
+        Raises:
+            ConfigError: when this method cannot start from that one.
+        """
+        if type(previous) is not type(self):
+            raise ConfigError(f"{type(self).__name__} does not say how to start from a {type(previous).__name__}.")
+        try:
+            self.load_state_dict(previous.state_dict())
+        except RuntimeError as error:
+            raise ConfigError(f"the run to start from has other shapes: {error}") from error
+
+    def classify(self, images_BCHW: Tensor) -> Tensor | None:
+        """Return class logits (B, K) when the method has a classifier of its own; the probe scores it on `val`."""
+        return None
+
     def forward(self, batch: Batch, t: Progress) -> StepOutput:
         """Return loss and metrics for one prepared batch at progress `t`."""
         raise TypeError(f"{type(self).__name__} declares no forward")
@@ -94,6 +123,14 @@ class Method(nn.Module):
     def encoder(self) -> Encoder:
         """The encoder that is evaluated and exported."""
         raise TypeError(f"{type(self).__name__} declares no encoder")
+
+    @classmethod
+    def dangers(cls, cfg: MethodConfig) -> tuple[str, ...]:
+        """Say which safeguards against collapse this configuration switches off, a sentence each with its cure.
+
+        The trainer puts them before its general advice when a run shows signs of collapse.
+        """
+        return ()
 
     def reconstruct(self, batch: Batch, t: Progress) -> dict[str, Tensor]:
         """Return pictures for the report, name -> (B, C, H, W) normalised floats; empty when the method makes none."""
@@ -125,3 +162,9 @@ def split_decay(
         group.params.append(parameter)
         group.names.append(name)
     return [g for g in (decayed, plain) if g.params]
+
+
+def one_group(named: Iterable[tuple[str, nn.Parameter]]) -> list[ParamGroup]:
+    """Put all trainable parameters into one decayed group: public codes that hand `model.parameters()` over."""
+    trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    return [ParamGroup(name="all", params=[p for _, p in trained], names=[n for n, _ in trained])]

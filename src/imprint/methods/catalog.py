@@ -43,6 +43,58 @@ CATALOG: tuple[Row, ...] = (
         "ImageNet-1k linear, R50 1000 ep: 69.3",
     ),
     Row(
+        "simclr_v2", "SimCLRv2", "contrastive", "SimCLR v2", "2006.10029", 2020, ("nt_xent", "distillation"),
+        "ImageNet-1k R50: 1 % labels 57.9, 10 % 68.4; distilled 73.9 and 77.5",
+    ),
+    Row(
+        "moco_v1", "MoCoV1", "contrastive", "MoCo", "1911.05722", 2019, ("info_nce_queue",),
+        "ImageNet-1k linear, R50 200 ep: 60.6",
+    ),
+    Row(
+        "moco_v2", "MoCoV2", "contrastive", "MoCo v2", "2003.04297", 2020, ("info_nce_queue",),
+        "ImageNet-1k linear, R50: 67.5 (200 ep), 71.1 (800 ep)",
+    ),
+    Row(
+        "moco_v3", "MoCoV3", "contrastive", "MoCo v3", "2104.02057", 2021, ("mocov3", "lars", "sincos_2d"),
+        "ImageNet-1k linear: ViT-S 73.2, ViT-B 76.7, R50 1000 ep 74.6",
+    ),
+    Row(
+        "supcon", "SupCon", "contrastive", "SupCon", "2004.11362", 2020, ("supcon",),
+        "ImageNet-1k classifier on the frozen R50: 78.7",
+    ),
+    Row(
+        "nnclr", "NNCLR", "contrastive", "NNCLR", "2104.14548", 2021, (),
+        "ImageNet-1k linear, R50 1000 ep: 75.6 (with multi-crop), 75.4 without",
+    ),
+    Row(
+        "byol", "BYOL", "self-distillation", "BYOL", "2006.07733", 2020, ("byol", "lars", "schedules"),
+        "ImageNet-1k linear, R50 1000 ep: 74.3",
+    ),
+    Row(
+        "simsiam", "SimSiam", "self-distillation", "SimSiam", "2011.10566", 2020, ("simsiam",),
+        "ImageNet-1k linear, R50: 68.1/70.0/71.3 (100/200/800 ep)",
+    ),
+    Row(
+        "swav", "SwAV", "clustering", "SwAV", "2006.09882", 2020, ("swav", "lars"),
+        "ImageNet-1k linear, R50: 72.0 (200 ep, B 256), 75.3 (800 ep)",
+    ),
+    Row(
+        "seer", "SEER", "clustering", "SEER", "2103.01988", 2021, ("swav", "lars"),
+        "ImageNet-1k fine-tuned, RegNetY-256GF: 84.2",
+    ),
+    Row(
+        "w_mse", "WMSE", "redundancy reduction", "W-MSE", "2007.06346", 2020, ("w_mse",),
+        "CIFAR-10 linear, R18 1000 ep: 91.55 (d=2), 91.99 (d=4)",
+    ),
+    Row(
+        "barlow_twins", "BarlowTwins", "redundancy reduction", "Barlow Twins", "2103.03230", 2021,
+        ("barlow_twins", "lars", "schedules"), "ImageNet-1k linear, R50 1000 ep: 73.2",
+    ),
+    Row(
+        "vicreg", "VICReg", "redundancy reduction", "VICReg", "2105.04906", 2021, ("vicreg", "lars"),
+        "ImageNet-1k linear, R50 1000 ep: 73.2",
+    ),
+    Row(
         "dino", "DINO", "self-distillation", "DINO", "2104.14294", 2021, ("dino", "schedules"),
         "ImageNet-1k ViT-S/16: kNN 74.5, linear 77.0",
     ),

@@ -9,10 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from imprint.backbones.encoder import Encoder
 from imprint.core.progress import Progress
 from imprint.data.batch import Batch
@@ -23,6 +19,7 @@ from imprint.losses.contrastive import nt_xent
 from imprint.methods.base import Method, MethodConfig, StepOutput
 from imprint.nn.branch import Branch
 from imprint.nn.heads import ProjectionMLP
+from imprint.ops.spread import agreement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +74,3 @@ class SimCLR(Method):
     def encoder(self) -> Encoder:
         """The encoder f; the head is thrown away (Sec. 4.2)."""
         return self.branch.backbone
-
-
-@torch.no_grad()
-def agreement(z1_BD: Tensor, z2_BD: Tensor) -> dict[str, Tensor]:
-    """Return how alike positives are and how spread the embeddings: mean cosine, and std times sqrt(D) (1 = spread)."""
-    z1, z2 = F.normalize(z1_BD.float(), dim=-1), F.normalize(z2_BD.float(), dim=-1)
-    return {
-        "embedding/positive_cosine": (z1 * z2).sum(-1).mean(),
-        "embedding/std": z1.std(dim=0).mean() * z1.shape[1] ** 0.5,
-    }

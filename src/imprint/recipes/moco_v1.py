@@ -1,0 +1,81 @@
+"""Recipes of MoCo v1 (arXiv 1911.05722)."""
+
+from __future__ import annotations
+
+from imprint.backbones.arch import Arch
+from imprint.core.progress import Epochs, Steps
+from imprint.core.schedules import constant, cosine
+from imprint.methods.moco_v1 import MoCoV1Config
+from imprint.recipes import scale
+from imprint.train.config import LR, EncoderConfig, OptimConfig, Provenance, RunConfig
+
+__all__ = ["debug", "paper", "small"]
+
+
+def paper(image_size: int = 224) -> RunConfig:
+    """ResNet-50, 200 epochs at batch 256, as in the paper."""
+    return RunConfig(
+        name="moco_v1",
+        method=MoCoV1Config(),
+        encoder=EncoderConfig(name="resnet50", image_size=image_size, arch=Arch(zero_init_last=False)),
+        optim=OptimConfig(
+            name="sgd",
+            lr=LR(base=0.03, shape="milestones", milestones=(Epochs(120), Epochs(160))),
+            weight_decay=constant(1e-4),
+            momentum=0.9,
+        ),
+        batch_size=256,
+        length=Epochs(200),
+        probe_every=Epochs(20),
+        provenance=Provenance(
+            source="arXiv 1911.05722, Sec. 3.3 and 4.1; facebookresearch/moco",
+            expected="ImageNet-1k linear probe 60.6 % top-1 (Table 1)",
+            deviations="empty places of the queue do not count as negatives in the first 256 steps, where the public "
+            "code counts random vectors.",
+        ),
+    )
+
+
+def small(image_size: int = 96) -> RunConfig:
+    """ResNet-18, batch 128, AdamW: one GPU or a CPU, 1k to 50k images."""
+    return RunConfig(
+        name="moco_v1",
+        method=MoCoV1Config(
+            queue=4096,
+            temperature=0.1,
+            momentum=cosine(0.99, 1.0),
+            colour=0.5 if image_size <= scale.TINY else 1.0,
+        ),
+        encoder=EncoderConfig(name="resnet18", image_size=image_size, stem=scale.stem(image_size)),
+        optim=OptimConfig(
+            name="adamw", lr=LR(base=2e-3, per=128, rule="sqrt", warmup=Epochs(1)), weight_decay=constant(1e-4)
+        ),
+        batch_size=128,
+        length=Epochs(200),
+        probe_every=Epochs(10),
+        provenance=Provenance(
+            source="arXiv 1911.05722, scaled down; the public CIFAR-10 demonstration (queue 4,096, tau 0.1, m 0.99)",
+            expected="docs/results.md",
+            deviations="AdamW instead of SGD, a short queue and a fast key encoder (momentum 0.99 rising to 1): with "
+            "few steps the paper's hardly moves.",
+        ),
+    )
+
+
+def debug(image_size: int = 32) -> RunConfig:
+    """A few steps of a narrow ResNet: for tests."""
+    return RunConfig(
+        name="moco_v1",
+        method=MoCoV1Config(queue=64, momentum=constant(0.99), projection=16, norm_groups=2, colour=0.5),
+        encoder=EncoderConfig(
+            name="resnet18",
+            image_size=image_size,
+            stem="cifar",
+            arch=Arch(layers=(1, 1, 1, 1), channels=(16, 16, 32, 32)),
+        ),
+        optim=OptimConfig(name="sgd", lr=LR(base=0.03, warmup=Steps(2)), weight_decay=constant(1e-4)),
+        batch_size=16,
+        length=Steps(8),
+        checkpoint_every=Steps(4),
+        log_every=1,
+    )
