@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def pretrain(
     data: str | os.PathLike[str] | Source | NDArray[Any] | Sequence[str | os.PathLike[str]],
-    method: str | RunConfig = "dino",
+    method: str | RunConfig | tuple[RunConfig, ...] = "dino",
     recipe: str | None = None,
     out: str | os.PathLike[str] | None = None,
     *,
@@ -35,12 +35,12 @@ def pretrain(
     report: bool = True,
     **overrides: Any,
 ) -> Run:
-    """Pretrain an encoder on images and return the run.
+    """Pretrain an encoder on images and return the run (of several stages: the last one).
 
     Args:
         data: one SRC or several (folders, file lists, shard patterns, `hf:NAME`, `photos`), an open Source, or images
             in memory, (N, H, W) or (N, H, W, C).
-        method: catalogue name, or a RunConfig to start from.
+        method: catalogue name, or a RunConfig to start from; a tuple of them is a run of several stages, in order.
         recipe: which of the method's recipes; None takes `small`.
         out: folder of the run; None takes the first free `runs/METHOD`, `runs/METHOD-2`, ...
         val: labelled images for the probes during training.
@@ -52,15 +52,15 @@ def pretrain(
         budget: length in wall-clock time, `"10min"` or seconds, in place of both.
         report: build the HTML report at the end.
         overrides: any other field of the configuration, as a nested mapping (`optim={"lr": {"base": 1e-3}}`) or by its
-            dotted name (`**{"method.temperature": 0.2}`).
+            dotted name (`**{"method.temperature": 0.2}`). Of a recipe of several stages, `stage_2={...}` or
+            `**{"stage_2.batch_size": 64}` addresses one; without prefix every stage that has the field is meant.
 
     Raises:
         ConfigError: for unknown names (the nearest is named) and options that cannot work.
         DataError: for sources that cannot be opened or hold too many damaged images.
         HealthError: when the numbers stop making sense.
     """
-    from imprint.cli import overrides as dotted
-    from imprint.cli import resolve
+    from imprint.cli import resolve, staged
     from imprint.cli.values import budget as read_budget
     from imprint.core.errors import ConfigError
 
@@ -68,9 +68,9 @@ def pretrain(
         name, _, inline = method.partition("/")
         if inline and recipe is not None:
             raise ConfigError(f"method '{method}' already names a recipe; drop recipe='{recipe}'.")
-        config = resolve.recipe_config(f"{name}/{recipe or inline}", image_size=image_size)
+        stages = resolve.recipe_stages(f"{name}/{recipe or inline}", image_size=image_size)
     else:
-        config = method
+        stages = method if isinstance(method, tuple) else (method,)
     specs, source = _specs_or_source(data)
     short = {
         "data": specs,
@@ -82,16 +82,16 @@ def pretrain(
         "steps": steps,
         "budget": read_budget(budget) if isinstance(budget, str) else budget,
     }
-    config = dotted.apply_values(resolve.with_short(config, short), overrides)
-    folder = Path(out) if out is not None else resolve.free_folder(Path("runs") / config.name)
+    stages = staged.apply_values(staged.with_short(stages, short), overrides)
+    folder = Path(out) if out is not None else resolve.free_folder(Path("runs") / stages[0].name)
     resolve.require_free(folder)
     from imprint.train.entry import pretrain_run
 
-    run = pretrain_run(config, folder, source=source)
+    run = pretrain_run(stages[0] if len(stages) == 1 else stages, folder, source=source)
     if report and resolve.is_main():
         from imprint.viz.report import build_report
 
-        build_report(run.path)
+        build_report(folder)
     return run
 
 

@@ -20,3 +20,8 @@ def tools():
 @pytest.fixture(scope="session")
 def images(tools, tmp_path_factory):
     return tools.write_images(tmp_path_factory.mktemp("images") / "images.npz")
+
+
+@pytest.fixture(scope="session")
+def labelled_images(tools, tmp_path_factory):
+    return tools.write_images(tmp_path_factory.mktemp("labelled") / "images.npz", classes=3)

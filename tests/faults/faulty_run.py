@@ -15,25 +15,28 @@ import torch
 STEPS = 60
 
 
-def go(method: str, data: str, out: str, how: str = "fresh", devices: str = "1") -> None:
+def go(method: str, data: str, out: str, how: str = "fresh", devices: str = "1", stream: str = "off") -> None:
     """Train from the beginning or resume."""
     from imprint.core.progress import Steps
-    from imprint.recipes.book import recipe
+    from imprint.recipes.book import stages_of
     from imprint.train.entry import pretrain_run
 
     torch.set_num_threads(1)
-    config = recipe(f"{method}/debug")
-    config = dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, train=(data,)),
-        length=Steps(STEPS),
-        checkpoint_every=Steps(7),
-        log_every=2,
-        workers=1,
-        device="cpu",
-        devices=int(devices),
+    stages = tuple(
+        dataclasses.replace(
+            config,
+            data=dataclasses.replace(config.data, train=(data,), stream=stream, window=64),
+            length=Steps(STEPS),
+            checkpoint_every=Steps(7),
+            log_every=2,
+            workers=1,
+            device="cpu",
+            devices=int(devices),
+        )
+        for config in stages_of(f"{method}/debug")
     )
-    pretrain_run(None if how == "resume" else config, out, resume=how == "resume")
+    plan = stages if len(stages) > 1 else stages[0]
+    pretrain_run(None if how == "resume" else plan, out, resume=how == "resume")
 
 
 def start(*args: object) -> subprocess.Popen[bytes]:
@@ -41,10 +44,11 @@ def start(*args: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, __file__, *map(str, args)], stderr=subprocess.PIPE, start_new_session=True)
 
 
-def write_images(path: Path) -> Path:
-    """Write 48 images of noise."""
+def write_images(path: Path, classes: int = 0) -> Path:
+    """Write 48 images of noise, with labels when there are classes."""
     rng = np.random.default_rng(0)
-    np.savez(path, images=rng.integers(0, 255, (48, 32, 32, 3), dtype=np.uint8))
+    labels = {"labels": np.arange(48) % classes} if classes else {}
+    np.savez(path, images=rng.integers(0, 255, (48, 32, 32, 3), dtype=np.uint8), **labels)
     return path
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from imprint.train.tensorfile import read_tensors
+
 
 def killed(process):
     os.killpg(process.pid, signal.SIGKILL)
@@ -48,3 +50,20 @@ def test_a_kill_before_the_first_checkpoint_starts_again_from_the_beginning(tmp_
     first, second = tools.weights(whole), tools.weights(broken)
     assert [k for k in first if not torch.equal(first[k], second[k])] == []
     assert tools.steps_written(broken) == list(range(2, 61, 2))
+
+
+def test_sigkill_in_the_second_stage_then_resume_of_the_whole_gives_equal_weights(tmp_path, labelled_images, tools):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    tools.go("simclr_v2", str(labelled_images), str(whole))
+    process = tools.start("simclr_v2", labelled_images, broken)
+    tools.wait_for(broken / "stage-2", int(np.random.default_rng().integers(9, 50)), process)
+    killed(process)
+    assert (broken / "stage-1" / "encoder.safetensors").exists() and not (broken / "stage-3").exists()
+    tools.go("simclr_v2", str(labelled_images), str(broken), "resume")
+    for stage in ("stage-1", "stage-2", "stage-3"):
+        first, second = tools.weights(whole / stage), tools.weights(broken / stage)
+        assert first.keys() == second.keys()
+        assert [k for k in first if not torch.equal(first[k], second[k])] == [], stage
+        assert tools.steps_written(broken / stage) == list(range(2, 61, 2))
+    ends = [read_tensors(run / "encoder.safetensors") for run in (whole, broken)]
+    assert [k for k in ends[0] if not torch.equal(ends[0][k], ends[1][k])] == []

@@ -84,3 +84,19 @@ def test_a_collapsing_run_warns(tmp_path, tiny, source, monkeypatch):
     warnings = [line["warning"] for line in run.metrics() if "warning" in line]
     assert len(warnings) == 1
     assert "embedding/std" in warnings[0]
+
+
+def test_a_safeguard_that_is_switched_off_is_named_before_any_cure():
+    monitor = CollapseMonitor(family="self-distillation", dangers=("stop_gradient is off",))
+    (text,) = monitor.look(100, {"embedding/std": 0.01}, {})
+    assert text.index("stop_gradient is off") < text.index("Usual cures")
+    assert "slower target" in text
+    assert monitor.look(100, {"embedding/std": 0.9}, {}) == []
+
+
+def test_cures_follow_the_family():
+    assert "Sinkhorn" in CollapseMonitor(family="clustering").look(9, {"embedding/std": 0.0}, {})[0]
+    assert "variance" in CollapseMonitor(family="redundancy reduction").look(9, {"embedding/std": 0.0}, {})[0]
+    redundant = {"embedding/correlation": 0.9}
+    assert "repeat one another" in CollapseMonitor(family="redundancy reduction").look(9, redundant, {})[0]
+    assert CollapseMonitor(family="contrastive").look(9, redundant, {}) == []

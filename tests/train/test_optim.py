@@ -41,11 +41,11 @@ def train(model, optimizer, steps: int, first: int = 0) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
 def test_fused_follows_torchs_plain_optimizer(name):
     ours, plain = net(), net()
     optimizer = build_optimizer(split_decay(ours.named_parameters()), config(name), CPU)
-    kinds = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     groups = [
         {"params": g.params, "weight_decay": 0.1 if g.decay else 0.0, "lr": 0.01}
         for g in split_decay(plain.named_parameters())
@@ -64,7 +64,7 @@ def test_fused_follows_torchs_plain_optimizer(name):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=lambda m, k=key: f"{k}: {m}")
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lars"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_state_goes_to_flat_tensors_and_back_to_the_bit(name, layout):
     whole = net().to(memory_format=layout)
@@ -81,7 +81,7 @@ def test_state_goes_to_flat_tensors_and_back_to_the_bit(name, layout):
     train(other, resumed, 3, first=3)
     for key, value in whole.state_dict().items():
         assert torch.equal(value, other.state_dict()[key]), key
-    kernel = "momentum_buffer" if name != "adamw" else "exp_avg"
+    kernel = "exp_avg" if name in ("adamw", "adam") else "momentum_buffer"
     assert resumed.state[other[0].weight][kernel].stride() == other[0].weight.stride()
 
 

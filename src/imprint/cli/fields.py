@@ -16,7 +16,7 @@ from pathlib import Path
 from imprint.evals import catalog as protocols
 from imprint.methods import catalog
 
-FIXED = ("name", "recipe", "provenance")
+FIXED = ("name", "recipe", "stage", "provenance")
 """Fields that say where a configuration came from; no option sets them."""
 
 _DURATIONS = ("Duration", "Epochs", "Steps")
@@ -69,6 +69,17 @@ def fields(method: str | None = None) -> tuple[tuple[Field, ...], tuple[Group, .
     groups: list[Group] = []
     _collect("imprint.train.config", "RunConfig", "", own, found, groups)
     return tuple(found), tuple(groups)
+
+
+@functools.cache
+def staged_recipes(method: str) -> tuple[str, ...]:
+    """Return the recipes of a method that are several stages: functions annotated to return a tuple of RunConfigs."""
+    try:
+        body = _tree(f"imprint.recipes.{catalog.row(method).name}").body
+    except FileNotFoundError:
+        return ()
+    made = [node for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    return tuple(n.name for n in made if n.returns is not None and ast.unparse(n.returns).startswith("tuple[RunConfig"))
 
 
 @functools.cache
@@ -158,6 +169,8 @@ def _find(module: str, name: str) -> tuple[str, ast.ClassDef | ast.expr] | None:
 
 def _struct(module: str, annotation: ast.expr) -> tuple[str, str] | None:
     """Return (module, class) when the annotation is a configuration class, else None."""
+    if isinstance(annotation, ast.BinOp) and ast.unparse(annotation.right) == "None":
+        annotation = annotation.left  # a group that may be absent
     if not isinstance(annotation, ast.Name) or annotation.id in _DURATIONS:
         return None
     place = _find_class(module, annotation.id)

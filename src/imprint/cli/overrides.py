@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
 import typing
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -69,6 +72,7 @@ def apply_words(config: Config, pairs: Sequence[Pair], known: Sequence[Field]) -
     """
     if not pairs:
         return config
+    config = opened(config, [name for name, _ in pairs])
     changed = _parse(config, pairs, known)
     if changed is not None:
         return changed
@@ -80,6 +84,31 @@ def apply_words(config: Config, pairs: Sequence[Pair], known: Sequence[Field]) -
             hint = " (30ep is in epochs, 500st in optimizer steps)" if "duration" in wanted else ""
             raise ConfigError(f"--{name}: {given} does not fit; expected {wanted}{hint}.")
     raise ConfigError(f"these options do not go together: {', '.join(f'--{name}' for name, _ in pairs)}.")
+
+
+def opened(config: Config, names: Sequence[str]) -> Config:
+    """Return the configuration with the defaults of every absent group (None) that one of the names reaches into."""
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        inner = [n.partition(".")[2] for n in names if n.replace("-", "_").startswith(f"{field.name}.")]
+        if not inner:
+            continue
+        value = getattr(config, field.name)
+        if value is None:
+            members = typing.get_args(typing.get_type_hints(type(config))[field.name])
+            group = next((m for m in members if dataclasses.is_dataclass(m) and m not in (Epochs, Steps)), None)
+            value = group() if isinstance(group, type) else None
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            config = dataclasses.replace(config, **{field.name: opened(value, inner)})  # type: ignore[type-var]
+    return config
+
+
+def reaches(config: Any, name: str) -> bool:
+    """Tell whether a dotted name is a field of this configuration, in groups that are not absent."""
+    value = config
+    *groups, last = name.replace("-", "_").split(".")
+    for group in groups:
+        value = getattr(value, group, None)
+    return dataclasses.is_dataclass(value) and last in {field.name for field in dataclasses.fields(value)}
 
 
 def apply_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
@@ -137,14 +166,15 @@ def _parse(config: Config, pairs: Sequence[Pair], known: Sequence[Field]) -> Con
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_duration_rule)
     try:
-        return tyro.cli(
-            type(config),
-            default=config,
-            args=_words(pairs, known),
-            console_outputs=False,
-            registry=registry,
-            config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
-        )
+        with contextlib.redirect_stderr(io.StringIO()):  # what is wrong is said by us, in one paragraph
+            return tyro.cli(
+                type(config),
+                default=config,
+                args=_words(pairs, known),
+                console_outputs=False,
+                registry=registry,
+                config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+            )
     except SystemExit:
         return None
 

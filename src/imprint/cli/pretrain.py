@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imprint.cli import fields, overrides, resolve
+from imprint.cli import fields, overrides, resolve, staged
 from imprint.cli.parser import Parser
 from imprint.cli.text import option_lines
 from imprint.cli.values import at_least, budget, cadence, one_of
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PROG = "imprint pretrain"
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 USAGE = """imprint pretrain METHOD[/RECIPE] --data SRC --out RUN [OPTIONS]
-       imprint pretrain --config RUN/config.json [--out RUN2]
+       imprint pretrain --config RUN/config.json|RUN/stages.json [--out RUN2]
        imprint pretrain --resume RUN [--extend-epochs N]"""
 SOURCES = "SRC is a folder, a file list, a shard pattern, hf:NAME, or a bundled name (photos)."
 
@@ -71,8 +71,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.method is not None:
         method = args.method.partition("/")[0]
     elif args.config is not None:
-        method = str(resolve.read_json(args.config)["name"])
-    overrides.check_names(pairs, fields.fields(method)[0], parser.options(), PROG)
+        stored = resolve.read_json(args.config)
+        method = str(stored["stages"][0]["name"] if "stages" in stored else stored["name"])
+    staged.check_names(pairs, method, parser.options(), PROG)
     check_form(args, bool(pairs))
     args.pairs = pairs
     return args
@@ -120,29 +121,44 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         resolve.require_free(args.out)
     if args.config is None:
-        config = resolve.recipe_config(args.method, image_size=args.image_size)
+        stages = resolve.recipe_stages(args.method, image_size=args.image_size)
     else:
-        config = resolve.load_config(args.config)
-    config = resolve.with_short(config, {name: getattr(args, name) for name in resolve.SHORT})
-    config = overrides.apply_words(config, args.pairs, fields.fields(config.name)[0])
+        stages = resolve.load_stages(args.config)
+    stages = staged.with_short(stages, staged.short_of(args))
+    stages = staged.apply_words(stages, args.pairs, arguments, PROG)
+    config = stages[0] if len(stages) == 1 else stages
     folder = args.config if args.config is None or args.config.is_dir() else args.config.parent
     return train_and_report(config, args.out or resolve.free_folder(folder))
 
 
-def train_and_report(config: RunConfig | None, out: Path, *, resume: bool = False, extend: Epochs | None = None) -> int:
+def train_and_report(
+    config: RunConfig | tuple[RunConfig, ...] | None, out: Path, *, resume: bool = False, extend: Epochs | None = None
+) -> int:
     """Run the training and leave the report beside it."""
     from imprint.train.entry import pretrain_run
 
-    result = pretrain_run(config, out, resume=resume, extend=extend)
+    pretrain_run(config, out, resume=resume, extend=extend)
     if resolve.is_main():
         from imprint.viz.report import build_report
 
-        report = build_report(result.path)
-        print(f"run      {result.path}\nencoder  {result.path / 'encoder.safetensors'}\nreport   {report}")
+        folder = out.expanduser()
+        report = build_report(folder)
+        print(f"run      {folder}\nencoder  {folder / 'encoder.safetensors'}\nreport   {report}")
     return 0
 
 
 def field_help(method: str) -> str:
     """Return the dotted options of a method's runs as text."""
     intro = f"dotted options of {method} (defaults are the paper's or the program's; a recipe may set others):"
-    return "\n".join(["", intro, *option_lines(*fields.fields(method))])
+    lines = ["", intro, *option_lines(*fields.fields(method))]
+    several = fields.staged_recipes(method)
+    if several:
+        lines += [
+            "",
+            f"stages: {', '.join(several)} of {method} train in several stages. --stage-N.OPTION (dotted or short, for "
+            "example",
+            "--stage-1.epochs 100 --stage-2.optim.lr.base 0.1) addresses one; without prefix an option goes to every "
+            "stage",
+            "that has the field, and --budget is split by --stage-N.share.",
+        ]
+    return "\n".join(lines)

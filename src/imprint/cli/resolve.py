@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from imprint.core.errors import ConfigError
 from imprint.core.progress import Epochs, Steps
+from imprint.core.stages import STAGES, is_staged
 
 if TYPE_CHECKING:
     from imprint.train.config import RunConfig
@@ -22,8 +23,8 @@ SHORT = (
 """The short names that `with_short` understands; on the command line they wear hyphens."""
 
 
-def recipe_config(name: str, *, image_size: int | None = None) -> RunConfig:
-    """Return the configuration of `METHOD` (its small-scale recipe) or `METHOD/RECIPE`, fitted to an image size.
+def recipe_stages(name: str, *, image_size: int | None = None) -> tuple[RunConfig, ...]:
+    """Return the stages of `METHOD` (its small-scale recipe) or `METHOD/RECIPE`, fitted to an image size.
 
     Raises:
         ConfigError: for an unknown method or recipe, naming the nearest.
@@ -31,6 +32,20 @@ def recipe_config(name: str, *, image_size: int | None = None) -> RunConfig:
     from imprint.methods import catalog
 
     catalog.row(name.partition("/")[0])  # an unknown method is refused before anything heavy is imported
+    from imprint.recipes.book import stages_of
+
+    return stages_of(name, image_size=image_size)
+
+
+def recipe_config(name: str, *, image_size: int | None = None) -> RunConfig:
+    """Return the configuration of a recipe of one stage; see `recipe_stages`.
+
+    Raises:
+        ConfigError: for an unknown method or recipe, naming the nearest, or several stages.
+    """
+    from imprint.methods import catalog
+
+    catalog.row(name.partition("/")[0])
     from imprint.recipes.book import recipe
 
     return recipe(name, image_size=image_size)
@@ -95,25 +110,45 @@ def load_config(path: Path) -> RunConfig:
     read_json(path)
     from imprint.train.run import read_config
 
-    return read_config(path / "config.json" if path.is_dir() else path)
+    file = path / "config.json" if path.is_dir() else path
+    config = read_config(file)
+    if config.start is not None:  # relative to the run that was; the new one lies elsewhere
+        start = os.path.abspath(os.path.join(file.parent, os.path.expanduser(config.start)))
+        config = dataclasses.replace(config, start=start)
+    return config
+
+
+def load_stages(path: Path) -> tuple[RunConfig, ...]:
+    """Read a stored configuration as its stages: a `config.json` has one, a `stages.json` several.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
+    if "stages" not in read_json(path):
+        return (load_config(path),)
+    from imprint.train.run import read_stages
+
+    return read_stages(path if path.is_dir() else path.parent)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a configuration as plain data; a run folder stands for its `config.json`.
+    """Read a configuration as plain data; a run folder stands for its `stages.json` or `config.json`.
 
     Raises:
         ConfigError: for a missing file, text that is no JSON, or an object that names no method.
     """
-    path = path / "config.json" if path.is_dir() else path
+    if path.is_dir():
+        path = path / (STAGES if is_staged(path) else "config.json")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no configuration at {path}; give the config.json of a run.") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as problem:
         raise ConfigError(f"{path} is not JSON: {problem}.") from None
-    if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+    first = data["stages"][0] if isinstance(data, dict) and data.get("stages") and path.name == STAGES else data
+    if not isinstance(first, dict) or not isinstance(first.get("name"), str):
         raise ConfigError(f"{path} is not the configuration of a run: it has no method under 'name'.")
-    return data
+    return dict(data)
 
 
 def free_folder(path: Path) -> Path:
@@ -138,7 +173,7 @@ def require_free(path: Path) -> None:
     """
     if is_free(path):
         return
-    if (path / "config.json").exists():
+    if (path / "config.json").exists() or is_staged(path):
         raise ConfigError(
             f"{path} already holds a run; continue it with 'imprint pretrain --resume {path}', or choose another --out."
         )

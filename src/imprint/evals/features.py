@@ -101,6 +101,7 @@ def stream(
             # It is entered per batch, so that it does not leak into the consumer between two of ours.
             with torch.no_grad(), torch.autocast(place.type, dtype, enabled=dtype != torch.float32):
                 images = normalise(batch.views[view.name].to(place, non_blocking=True))
+                images = images[:, :, : encoder.channels]  # an encoder of RGB may be judged on RGB with depth
                 features = torch.stack([represent(encoder, crop, tokens, layers) for crop in images])
             yield features.float(), batch
 

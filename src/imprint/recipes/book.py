@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 from types import ModuleType
 
-from imprint.core.errors import unknown
+from imprint.core.errors import ConfigError, unknown
 from imprint.methods.catalog import row
 from imprint.train.config import RunConfig
 
@@ -14,7 +14,7 @@ DEFAULT = "small"
 
 
 def recipe(spec: str, *, image_size: int | None = None) -> RunConfig:
-    """Return the configuration a recipe stands for.
+    """Return the configuration a recipe of one stage stands for.
 
     Args:
         spec: `METHOD` (its small-scale recipe) or `METHOD/RECIPE`.
@@ -22,16 +22,26 @@ def recipe(spec: str, *, image_size: int | None = None) -> RunConfig:
             None takes the recipe's own.
 
     Raises:
-        ConfigError: for an unknown method or recipe, naming the nearest.
+        ConfigError: for an unknown method or recipe, naming the nearest, or a recipe of several stages.
     """
+    stages = stages_of(spec, image_size=image_size)
+    if len(stages) > 1:
+        raise ConfigError(f"'{spec}' is a recipe of {len(stages)} stages, not one configuration; see book.stages_of.")
+    return stages[0]
+
+
+def stages_of(spec: str, *, image_size: int | None = None) -> tuple[RunConfig, ...]:
+    """Return the configurations of a recipe's stages in order; most recipes have one. See `recipe`."""
     method, _, name = spec.partition("/")
     name = name or DEFAULT
     module = _module(method)
     if name not in module.__all__:
         raise unknown(f"recipe of {method}", name, module.__all__)
     make = getattr(module, name)
-    config: RunConfig = make() if image_size is None else make(image_size)
-    return dataclasses.replace(config, name=method, recipe=name)
+    made: RunConfig | tuple[RunConfig, ...] = make() if image_size is None else make(image_size)
+    if isinstance(made, tuple):  # a stage may be of another method of the catalogue (a tokenizer, then its user)
+        return tuple(dataclasses.replace(stage, recipe=name) for stage in made)
+    return (dataclasses.replace(made, name=method, recipe=name),)
 
 
 def recipes_of(method: str) -> dict[str, str]:

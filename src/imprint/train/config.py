@@ -10,6 +10,7 @@ from imprint.backbones.arch import Arch
 from imprint.core.errors import ConfigError
 from imprint.core.progress import Duration, Epochs, Steps
 from imprint.core.schedules import Schedule, constant
+from imprint.data.labelled import Labelled
 from imprint.methods.base import MethodConfig
 
 
@@ -72,10 +73,10 @@ class OptimConfig:
     Attributes:
         name: optimizer.
         lr: learning rate.
-        weight_decay: decoupled for AdamW, added to the gradient for SGD and LARS.
+        weight_decay: decoupled for AdamW, added to the gradient for Adam, SGD and LARS.
         momentum: SGD and LARS.
-        betas: AdamW.
-        eps: AdamW.
+        betas: AdamW and Adam.
+        eps: AdamW and Adam.
         trust: LARS trust coefficient (arXiv 1708.03888, Eq. 6).
         lars: which public LARS to follow (parity case `lars`).
         adapt_all: LARS adapts (and decays) biases and norms too (apex LARC in SwAV).
@@ -83,7 +84,7 @@ class OptimConfig:
         clip: gradient norm limit, or None; how the norm is taken is the method's.
     """
 
-    name: Literal["adamw", "sgd", "lars"] = "adamw"
+    name: Literal["adamw", "adam", "sgd", "lars"] = "adamw"
     lr: LR
     weight_decay: Schedule = field(default_factory=lambda: constant(0.0))
     momentum: float = 0.9
@@ -104,14 +105,16 @@ class EncoderConfig:
         name: a timm model name, `timm:NAME`, a run folder, or an exported file.
         image_size: side of the largest training view, pixels.
         patch_size: ViT patch side; None keeps the model's own.
-        channels: image channels; None takes the data's.
+        channels: image channels; None takes the data's. Evaluations show an encoder of fewer channels than the images
+            have the first of them.
         stem: `cifar` replaces a ResNet's stem by a 3x3 convolution of stride 1 without pooling, `half` by one of
             stride 2.
         registers: number of register tokens; None keeps the model's own.
         drop_path: stochastic depth at the last block (linearly decayed towards the first).
-        positions: `sincos` fixes 2-d sin-cos position embeddings (MAE); None keeps the model's own.
+        positions: `sincos` fixes 2-d sin-cos position embeddings (MAE), `sincos_mocov3` those of MoCo v3's layout; None
+            keeps the model's own.
         arch: sizes that replace the named model's own (depth, width, heads; a ResNet's layers and channels).
-        init: random initialisation: timm's own, or MAE's Xavier-uniform for ViTs.
+        init: random initialisation: timm's own, or for ViTs MAE's or MoCo v3's Xavier-uniform.
         pretrained: start from timm's published weights (downloads them; only on request).
         weights: local file to start from, or None.
     """
@@ -123,8 +126,8 @@ class EncoderConfig:
     stem: Literal["imagenet", "cifar", "half"] = "imagenet"
     registers: int | None = None
     drop_path: float = 0.0
-    positions: Literal["sincos"] | None = None
-    init: Literal["timm", "mae"] = "timm"
+    positions: Literal["sincos", "sincos_mocov3"] | None = None
+    init: Literal["timm", "mae", "mocov3"] = "timm"
     arch: Arch = field(default_factory=Arch)
     pretrained: bool = False
     weights: str | None = None
@@ -140,6 +143,12 @@ class DataConfig:
         mean: per-channel mean in [0, 1]; one value serves any number of channels.
         std: per-channel standard deviation.
         bad_limit: share of samples that may be quarantined before the run stops.
+        stream: read shards once, from the first to the last, without an index of the whole: `on`, `off`, or `auto`,
+            which streams where `train` names shards (.tar, .zip, .parquet). A stream has no labels.
+        window: images of a stream over which order is shuffled; about twice as many are held encoded, by all
+            processes together.
+        images: how many images the stream has, where you know; otherwise a length in epochs counts them first.
+        labelled: use a part of the labels only (a few-label stage), or None for all there are.
     """
 
     train: tuple[str, ...] = ()
@@ -147,6 +156,10 @@ class DataConfig:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     bad_limit: float = 0.05
+    stream: Literal["off", "on", "auto"] = "off"
+    window: int = 4096
+    images: int | None = None
+    labelled: Labelled | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +184,10 @@ class RunConfig:
     Attributes:
         name: catalogue name of the method.
         recipe: name of the recipe it came from.
+        stage: title of this stage in a run of several; "" otherwise.
+        start: finished run whose method this one inherits from (`Method.inherit`); a relative path counts from the
+            run's own folder. None starts afresh.
+        share: of the budget of a run of several stages, relative to the shares of the others.
         method: the method's own configuration.
         encoder: backbone.
         data: images.
@@ -184,6 +201,9 @@ class RunConfig:
         device: auto, cpu, cuda or mps.
         precision: auto picks bf16 where it is fast (CUDA with bf16), else fp32.
         accumulate: forward/backward passes per optimizer step.
+        checkpoint_activations: keep the input of each block of the encoder only, and compute the rest again in the
+            backward pass: less memory for about a third more time.
+        shard: `optimizer` divides the optimizer's state over the processes (ZeRO stage 1).
         compile: torch.compile the method.
         channels_last: memory format of images and CNN weights; None decides by backend.
         checkpoint_every: cadence of checkpoints.
@@ -196,6 +216,9 @@ class RunConfig:
 
     name: str
     recipe: str = ""
+    stage: str = ""
+    start: str | None = None
+    share: float = 1.0
     method: MethodConfig
     encoder: EncoderConfig
     data: DataConfig = field(default_factory=DataConfig)
@@ -209,6 +232,8 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     accumulate: int = 1
+    checkpoint_activations: bool = False
+    shard: Literal["none", "optimizer"] = "none"
     compile: bool = False
     channels_last: bool | None = None
     checkpoint_every: Duration = Epochs(1)

@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from imprint.backbones.build import build_encoder
 from imprint.backbones.stored import save_encoder
 from imprint.core.errors import ConfigError, DataError, Preempted
-from imprint.core.progress import Duration, Progress
+from imprint.core.progress import Duration, Progress, Steps
 from imprint.core.rng import seed_of
+from imprint.core.stages import home
+from imprint.data.labelled import labelled_part, write_names
 from imprint.data.loader import Loader
-from imprint.data.sources import Source, open_source
+from imprint.data.sources import Source
 from imprint.dist.collectives import barrier, broadcast_object
 from imprint.dist.world import World, init_from_env
-from imprint.methods.base import Method
-from imprint.methods.catalog import method_class
+from imprint.methods.catalog import method_class, row
 from imprint.train.allocator import keep_freed_memory
 from imprint.train.begin import begin, extended
 from imprint.train.budget import fitted, measure
+from imprint.train.build import build
 from imprint.train.checkpoint import Checkpoint, Checkpoints, disk_full_explained
 from imprint.train.collapse import CollapseMonitor
 from imprint.train.config import RunConfig
+from imprint.train.images import open_images
 from imprint.train.memory import is_out_of_memory, out_of_memory
 from imprint.train.optim import build_optimizer, layer_scales
 from imprint.train.parallel import compile_encoders, synchronise_norms
 from imprint.train.precision import choose_precision, gains_from_channels_last, set_numerics, to_channels_last
 from imprint.train.probe import OnlineProbe
+from imprint.train.recompute import recompute_activations
 from imprint.train.run import Run, write_config
 from imprint.train.runlog import RunLog
 from imprint.train.samples import write_reconstructions, write_views
 from imprint.train.signals import StopRequest
+from imprint.train.stages import inherit, with_classes
 from imprint.train.state import restore, snapshot, tensors_of
 from imprint.train.step import Stepper
 
@@ -78,11 +81,16 @@ def train(
 
     # What: images, encoder, method.
     cls = method_class(plan.name)
-    images = source if source is not None else open_source(plan.data.train)
+    plan, whole = open_images(plan, world, source)
+    images, known = labelled_part(whole, plan.data.labelled, folder)
     if cls.needs_labels and images.labels is None:
         raise DataError(f"{plan.name} learns from labels, and '{images.spec}' has none: use one folder per class.")
+    if cls.needs_labels and len(images.classes) == 1:
+        raise DataError(f"{plan.name} learns to tell classes apart, and '{images.spec}' has one class only.")
+    plan = with_classes(plan, images, folder)
     torch.manual_seed(seed_of(plan.seed, "weights"))
     method, loader = build(plan, images, folder, world)
+    inherit(method, plan, folder)
     clock = clock_of(plan, loader, checkpoint)
     if extend is not None:
         plan = extended(plan, clock.step, clock, extend)
@@ -94,6 +102,8 @@ def train(
     if precision.channels_last:
         to_channels_last(method)
     synchronise_norms(method, world)
+    if plan.checkpoint_activations:
+        recompute_activations(method)
     if plan.compile:
         compile_encoders(method)
     optimizer = build_optimizer(
@@ -101,10 +111,12 @@ def train(
         plan.optim,
         world.device,
         scales=layer_scales(method, plan.optim.layer_decay) if plan.optim.layer_decay != 1.0 else None,
+        shard=(world.rank, world.size) if plan.shard == "optimizer" else None,
     )
     stepper = Stepper(plan, method, optimizer, world, precision)
-    probe = OnlineProbe(plan, images, world) if plan.probe_every is not None and world.main else None
-    monitor = CollapseMonitor(warmup=min(clock.steps_per_epoch, clock.total_steps // 10))
+    probe = OnlineProbe(plan, whole, world) if plan.probe_every is not None and world.main else None
+    warmup_steps = min(clock.steps_per_epoch, clock.total_steps // 10)
+    monitor = CollapseMonitor(warmup_steps, row(plan.name).family, cls.dangers(plan.method))
     sizes = {"prototypes": int(getattr(plan.method, "prototypes", 0))}
     keeper = Checkpoints(folder / "checkpoints", plan.keep)
     stepper.guard.last_good = keeper.last_words
@@ -113,6 +125,8 @@ def train(
     state: dict[str, Any] = checkpoint.state if checkpoint is not None else {}
     if checkpoint is not None:
         restore(checkpoint, stepper)
+        if state.get("stream") is not None:
+            loader.sampler.resume(state["stream"])
     best: float | None = state.get("best")
     log = RunLog(folder, world, clock=clock, elapsed=state.get("elapsed", 0.0))
     log.restore_window(state.get("window", {}))
@@ -123,6 +137,8 @@ def train(
         log.event(clock, note, kind="warning")
     if world.main:
         write_config(folder / "config.json", plan)
+        if known is not None:
+            write_names(folder / "labelled.txt", whole, known)
     if extend is not None:
         log.event(clock, "extended", by=str(extend), total_steps=clock.total_steps)
     elif checkpoint is not None:
@@ -133,7 +149,7 @@ def train(
         nonlocal best
         improved = False
         if probe is not None:
-            values = probe(method.encoder)
+            values = probe(method.encoder) | probe.classified(method)
             log.values(t, values)
             for text in monitor.look(t.step, values, {**sizes, "rank": probe.rank_bound}):
                 log.event(t, text, kind="warning")
@@ -145,13 +161,15 @@ def train(
     def keep(t: Progress, *, is_best: bool = False) -> None:
         """Write a checkpoint, after making sure that the last step was a good one."""
         stepper.guard.settle()
+        tensors = tensors_of(stepper)
         if world.main:
-            keeper.save(t.step, tensors_of(stepper), snapshot(plan, stepper, log, t, best), best=is_best)
+            rest = snapshot(plan, stepper, log, t, best) | {"stream": loader.sampler.state(t.step)}
+            keeper.save(t.step, tensors, rest, best=is_best)
         barrier()
 
     batch = None
     try:
-        with disk_full_explained(folder, keeper), StopRequest() as stop:
+        with disk_full_explained(home(folder), keeper), StopRequest() as stop:
             # Before the first step: what the encoder is worth untrained, and how many steps the budget holds.
             if clock.step == 0:
                 probe_began = time.perf_counter()
@@ -170,9 +188,11 @@ def train(
             for step in range(clock.step, clock.total_steps):
                 t, done = clock.at(step), clock.at(step + 1)
                 with log.waiting():
-                    batch = next(batches)
+                    batch = next(batches, None)
+                if batch is None:  # a stream that ended
+                    break
                 log.add(stepper(batch, t), plan.batch_size)
-                last = done.step == clock.total_steps
+                last = done.step == loader.last_step(clock.total_steps)
                 if last or done.step % plan.log_every == 0:
                     line = log.write(done, {"lr": stepper.lr(t), "wd": stepper.weight_decay(t)})
                     for text in monitor.look(done.step, line, sizes):
@@ -189,12 +209,16 @@ def train(
                     log.event(done, f"stopped by {stop.received or 'another process'}")
                     raise Preempted(
                         f"stopped at step {done.step} of {done.total_steps} with a checkpoint. "
-                        f"Continue with: imprint pretrain --resume {folder}"
+                        f"Continue with: imprint pretrain --resume {home(folder)}"
                     )
 
             # The end: what the run leaves behind.
+            end = clock.at(loader.last_step(clock.total_steps))
+            if end.step < clock.total_steps:
+                log.event(
+                    end, f"the stream ended here, before the run's length of {clock.total_steps} steps", kind="warning"
+                )
             if world.main:
-                end = clock.at(clock.total_steps)
                 write_reconstructions(folder, stepper, next(iter(loader.batches(0, 1))), end)
                 save_encoder(
                     method.encoder,
@@ -229,31 +253,9 @@ def require_divisible(config: RunConfig, world: World) -> None:
         )
 
 
-def build(config: RunConfig, images: Source, folder: Path, world: World) -> tuple[Method, Loader]:
-    """Make the method around a fresh encoder, and the loader of the views and masks that it declares."""
-    cls = method_class(config.name)
-    settings = {f.name: getattr(config.encoder, f.name) for f in dataclasses.fields(config.encoder)}
-    encoder = build_encoder(**{**settings, "channels": config.encoder.channels or images.channels})
-    method: Method = cls(config.method, encoder)  # every method takes (config, encoder)
-    loader = Loader(
-        images,
-        cls.views(config.method, config.encoder.image_size),
-        cls.masks(config.method, config.encoder.image_size, encoder.patch_size),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        workers=config.workers,
-        rank=world.rank,
-        world=world.size,
-        bad_limit=config.data.bad_limit,
-        quarantine_path=folder / "quarantine.jsonl" if world.main else None,
-        pin_memory=world.device.type == "cuda",
-    )
-    return method, loader
-
-
 def clock_of(config: RunConfig, loader: Loader, checkpoint: Checkpoint | None) -> Progress:
     """Return where the run stands, and how long it is."""
-    spe = loader.steps_per_epoch
+    spe = loader.steps_per_epoch or (config.length.n if isinstance(config.length, Steps) else 1)  # a stream is one pass
     total = max(1, Progress(0, 0, spe).steps(config.length))
     return Progress(min(total, checkpoint.step) if checkpoint is not None else 0, total, spe)
 

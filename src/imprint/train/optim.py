@@ -41,18 +41,21 @@ def build_optimizer(
     device: torch.device,
     *,
     scales: Mapping[int, float] | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> torch.optim.Optimizer:
     """Make the optimizer over a method's groups.
 
-    AdamW and SGD run torch's fused kernels (one pass over each weight) where the device has them: CPU, CUDA and MPS.
+    AdamW, Adam and SGD run torch's fused kernels (one pass over each weight) where the device has them: CPU, CUDA and
+    MPS.
 
     Args:
         groups: what `Method.param_groups` returned.
         config: settings.
         device: where the parameters live.
         scales: further factors on the rate by parameter id (`layer_scales`).
+        shard: (rank, number of processes) that the state is divided over, or None.
     """
-    settings = [
+    settings: list[dict[str, Any]] = [
         {
             "params": params,
             "names": names,
@@ -67,11 +70,28 @@ def build_optimizer(
         for group in groups
         for scale, params, names in _by_scale(group, scales or {})
     ]
+    if shard is not None and shard[1] > 1:
+        from imprint.train.sharded import ShardedOptimizer
+
+        return ShardedOptimizer(settings, lambda part: _made(part, config, device), *shard)
+    return _made(settings, config, device)
+
+
+def _made(settings: list[dict[str, Any]], config: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
     fused = device.type in ("cpu", "cuda", "mps")
     if config.name == "adamw":
         return torch.optim.AdamW(settings, lr=0.0, betas=config.betas, eps=config.eps, fused=fused)
+    if config.name == "adam":
+        return torch.optim.Adam(settings, lr=0.0, betas=config.betas, eps=config.eps, fused=fused)
     if config.name == "sgd":
-        return torch.optim.SGD(settings, lr=0.0, momentum=config.momentum, fused=fused)
+        sgd = torch.optim.SGD(settings, lr=0.0, momentum=config.momentum, fused=fused)
+        if config.momentum:
+            # The fused kernel fails on a group where some parameters have a momentum and others, frozen so far, have
+            # none; starting all at zero gives the same steps.
+            for group in sgd.param_groups:
+                for parameter in group["params"]:
+                    sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     from imprint.train.lars import LARS
 
     return LARS(settings, lr=0.0, momentum=config.momentum, trust=config.trust, variant=config.lars)
@@ -106,7 +126,10 @@ def named_parameters(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Par
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's state as flat tensors, `<state>/<parameter name>`; numbers become 0-d tensors."""
+    """Return the optimizer's state as flat tensors, `<state>/<parameter name>`; numbers become 0-d tensors.
+
+    A sharded optimizer gives this process's part.
+    """
     flat: dict[str, Tensor] = {}
     for name, parameter in named_parameters(optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -133,9 +156,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor])
             f"the optimizer state names parameters that the model lacks: {', '.join(strangers[:3])}. "
             "The checkpoint is of another method or encoder."
         )
-    adaptive = isinstance(optimizer, torch.optim.AdamW)
+    owns = getattr(optimizer, "owns", lambda _: True)  # a sharded optimizer keeps its part only
+    adaptive = isinstance(getattr(optimizer, "inner", optimizer), (torch.optim.Adam, torch.optim.AdamW))
     for name, states in by_name.items():
         parameter = known[name]
+        if not owns(parameter):
+            continue
         restored: dict[str, Any] = {}
         for state, value in states.items():
             if value.shape == parameter.shape and not (state == "step" and value.ndim == 0):

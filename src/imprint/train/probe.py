@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from imprint.backbones.encoder import Encoder
 from imprint.data.batch import Normalise
+from imprint.data.loader import sweep
 from imprint.data.sources import Source, open_source, spread
+from imprint.data.view_recipes import evaluation_views
 from imprint.dist.world import World
 from imprint.evals.features import FeatureTable, extract
 from imprint.evals.knn import KNNConfig, vote
 from imprint.evals.linear import LinearConfig, probe
+from imprint.methods.base import Method
 from imprint.ops.ranks import per_dimension_std, rankme
 from imprint.train.config import RunConfig
 
@@ -33,6 +37,7 @@ class OnlineProbe:
         self.normalise = Normalise(config.data.mean, config.data.std)
         self.bank = sampled(source, config.probe_images)
         self.test: Source | None = None
+        self.classes = source.classes
         if source.labels is not None:
             if config.data.val is not None:
                 self.test = sampled(open_source(config.data.val), config.probe_images)
@@ -60,6 +65,29 @@ class OnlineProbe:
             values["probe/linear_top1"] = linear["top1"].value
         return values
 
+    def classified(self, method: Method) -> dict[str, float]:
+        """Return `probe/classifier_top1` (percent) where the method has a classifier and there are held-out labels.
+
+        Without a `val` of its own the test images are training images of some stage, so nothing is reported.
+        """
+        if self.test is None or self.config.data.val is None or self.test.labels is None:
+            return {}
+        size, training, right, count = self.config.encoder.image_size, method.training, 0, 0
+        test = self.test.aligned(self.classes)
+        method.eval()
+        try:
+            for batch in sweep(test, evaluation_views(size), batch_size=128, workers=self.config.workers):
+                ready = batch.prepared(self.world.device, self.normalise)
+                with torch.no_grad():
+                    logits = method.classify(ready.views["eval"][0])
+                if logits is None:
+                    return {}
+                right += int(torch.eq(logits.argmax(1), ready.labels_B).sum()) if ready.labels_B is not None else 0
+                count += len(batch)
+        finally:
+            method.train(training)
+        return {"probe/classifier_top1": 100.0 * right / max(1, count)}
+
     def _features(self, encoder: Encoder, source: Source) -> FeatureTable:
         return extract(
             encoder,
@@ -73,5 +101,9 @@ class OnlineProbe:
 
 
 def sampled(source: Source, limit: int) -> Source:
-    """Return at most `limit` samples, spread evenly over the source."""
+    """Return at most `limit` samples: spread evenly over the source, or the first ones of a stream."""
+    head = getattr(source, "head", None)  # a stream's; spreading would open all of its shards
+    if head is not None:
+        first: Source = head(limit)
+        return first
     return source if len(source) <= limit else source.subset(spread(len(source), limit))

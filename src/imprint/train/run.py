@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from imprint.core.codec import from_json, to_json
 from imprint.core.errors import CheckpointError, ConfigError
+from imprint.core.stages import STAGES, begun, is_staged, stage_count, stage_folder
 from imprint.methods.catalog import method_class
 from imprint.train.checkpoint import Checkpoints, replace_text
 from imprint.train.config import RunConfig
@@ -32,7 +33,7 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """Open a run folder.
+        """Open a run folder; one of several stages stands for its last stage.
 
         Raises:
             ConfigError: when it is none, saying what is missing.
@@ -40,6 +41,14 @@ class Run:
         folder = Path(path).expanduser()
         if not folder.is_dir():
             raise ConfigError(f"there is no run at '{folder}': no such folder.")
+        if is_staged(folder):
+            last = stage_folder(folder, stage_count(folder))
+            if last not in begun(folder):
+                raise ConfigError(
+                    f"{folder} has come to stage {max(1, len(begun(folder)))} of {stage_count(folder)}; finish it: "
+                    f"imprint pretrain --resume {folder}. Its stages are run folders of their own ({folder}/stage-1)."
+                )
+            folder = last
         return cls(folder, read_config(folder / "config.json"))
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -96,15 +105,42 @@ def read_config(path: Path) -> RunConfig:
     Raises:
         ConfigError: when it is missing or does not fit.
     """
+    return _config(_read(path), str(path))
+
+
+def read_stages(folder: Path) -> tuple[RunConfig, ...]:
+    """Read the configurations of a run of several stages.
+
+    Raises:
+        ConfigError: when `stages.json` is missing or does not fit.
+    """
+    path = folder / STAGES
+    data = _read(path)
+    stages = data.get("stages") if isinstance(data, dict) else None
+    if not isinstance(stages, list) or not stages:
+        raise ConfigError(f"{path} names no stages.")
+    return tuple(_config(stage, f"{path}, stage {number}") for number, stage in enumerate(stages, 1))
+
+
+def write_stages(folder: Path, stages: tuple[RunConfig, ...]) -> None:
+    """Write `stages.json` in one step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / STAGES, json.dumps({"stages": to_json(stages)}, indent=2) + "\n")
+
+
+def _read(path: Path) -> Any:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"'{path.parent}' is no run folder: it has no {path.name}.") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from error
+
+
+def _config(data: Any, where: str) -> RunConfig:
     if not isinstance(data, dict) or "name" not in data:
-        raise ConfigError(f"{path} is no run configuration: it names no method.")
-    return from_json(RunConfig, data, str(path), {"method": method_class(str(data["name"])).Config})
+        raise ConfigError(f"{where} is no run configuration: it names no method.")
+    return from_json(RunConfig, data, where, {"method": method_class(str(data["name"])).Config})
 
 
 def write_config(path: Path, config: RunConfig) -> None:

@@ -14,12 +14,19 @@ from imprint.train.checkpoint import Checkpoint
 from imprint.train.config import RunConfig
 from imprint.train.optim import load_optimizer, optimizer_tensors
 from imprint.train.runlog import RunLog
+from imprint.train.sharded import ShardedOptimizer, gathered
 from imprint.train.step import Stepper
 
 
 def tensors_of(stepper: Stepper) -> dict[str, dict[str, Tensor]]:
-    """Return weights and buffers (`model`) and the optimizer's state (`optimizer`)."""
-    return {"model": stepper.method.state_dict(), "optimizer": optimizer_tensors(stepper.optimizer)}
+    """Return weights and buffers (`model`) and the optimizer's state (`optimizer`), whole on the main process.
+
+    Every process must call it: where the optimizer is sharded, each sends its part.
+    """
+    optimizer = optimizer_tensors(stepper.optimizer)
+    if isinstance(stepper.optimizer, ShardedOptimizer):
+        optimizer = gathered(optimizer, main=stepper.world.main)
+    return {"model": stepper.method.state_dict(), "optimizer": optimizer}
 
 
 def snapshot(config: RunConfig, stepper: Stepper, log: RunLog, t: Progress, best: float | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+from imprint.core.stages import is_staged
 from imprint.viz import sections
 from imprint.viz.page import Section, page, write_page
 from imprint.viz.run_folder import RunFolder
@@ -25,6 +26,8 @@ def build_report(
     The page needs no network and no other file. Sections whose data is missing (no encoder yet, the images are gone,
     a CNN has no attention) are left out, with the reason at the end of the page.
 
+    A run of several stages gets a page over all of them, which links to one page a stage.
+
     Args:
         run_path: a run folder.
         out: the file to write; None is RUN/report.html.
@@ -36,6 +39,13 @@ def build_report(
     Raises:
         ConfigError: when the folder is no run.
     """
+    if is_staged(Path(run_path).expanduser()):
+        from imprint.viz.stages_page import build_stages_report
+
+        def one(stage: Path) -> Path:
+            return build_report(stage, images=images, workers=workers, device=device)
+
+        return build_stages_report(run_path, out, one)
     run = RunFolder.open(run_path)
     target = run.path / "report.html" if out is None else Path(out)
     parts = [

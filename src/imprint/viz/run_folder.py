@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imprint.core.errors import ConfigError, ImprintError
+from imprint.core.stages import begun
 from imprint.data.batch import Normalise
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from imprint.data.sources import Source
 
 Json = dict[str, Any]
+
+STREAMED = 1000
+"""Images that a report looks at when a run streamed its data."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,13 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunFolder:
-        """Read a run folder.
+        """Read a run folder; one of several stages stands for the last that has begun.
 
         Raises:
             ConfigError: when it does not exist or has no readable config.json.
         """
         folder = Path(path).expanduser()
+        folder = (begun(folder) or [folder])[-1]
         file = folder / "config.json"
         if not file.is_file():
             raise ConfigError(f"'{folder}' is no run folder: it has no config.json. Give the folder named by --out.")
@@ -120,6 +125,11 @@ class RunFolder:
         if not wanted:
             return Absent("The run's configuration names no data source (it trained on images in memory).")
         try:
+            if not data.get("val") and data.get("stream", "off") != "off":
+                from imprint.data.stream import is_streamable, open_stream
+
+                if is_streamable(wanted):  # its first images: opening all shards could take hours
+                    return open_stream(wanted, seed=int(self.config.get("seed", 0))).head(STREAMED)
             return open_source(wanted[0] if len(wanted) == 1 else tuple(wanted))
         except (ImprintError, OSError, ValueError) as error:
             return Absent(f"The run's data source is gone or cannot be opened: {error}")

@@ -1,0 +1,49 @@
+"""The images of a run: any source, or a stream of shards that is read once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from imprint.core.errors import ConfigError
+from imprint.core.progress import Epochs
+from imprint.data.sources import Source, open_source
+from imprint.dist.collectives import broadcast_object
+from imprint.dist.world import World
+from imprint.train.config import RunConfig
+
+
+def open_images(config: RunConfig, world: World, source: Source | None) -> tuple[RunConfig, Source]:
+    """Open the training images, and return the configuration with what opening them settled.
+
+    A stream whose length is given in epochs is counted first, unless `data.images` says how many there are; the number
+    is put there, so that a resumed run need not count again. Every process must call it.
+
+    Args:
+        config: the run's.
+        world: this process among others.
+        source: images that no SRC string names, which are taken as they are.
+
+    Raises:
+        ConfigError: for a stream over no shards, or for more than one pass over one.
+        DataError: when the images cannot be opened.
+    """
+    data = config.data
+    if source is not None:
+        return config, source
+    if data.stream == "off":
+        return config, open_source(data.train)
+    from imprint.data.stream import is_streamable, open_stream
+
+    if data.stream == "auto" and not is_streamable(data.train):
+        return config, open_source(data.train)
+    stream = open_stream(data.train, seed=config.seed, window=data.window, images=data.images, processes=world.size)
+    if isinstance(config.length, Epochs):
+        if config.length.n > 1:
+            raise ConfigError(
+                f"a stream is read once, and the length is {config.length.n:g} epochs. Use --epochs 1 or less, a "
+                "length in steps, or --data.stream off to go over the shards again."
+            )
+        if stream.images is None:
+            stream.images = broadcast_object(stream.chain.count() if world.main else 0)
+            config = dataclasses.replace(config, data=dataclasses.replace(data, images=stream.images))
+    return config, stream
