@@ -1,32 +1,43 @@
 """CIFAR-10 end to end by the command line: prepare a folder of PNGs, pretrain, judge against the untrained encoder.
 
     python benchmarks/cifar.py prepare --source ../shared/data/cifar10 --out data/cifar10
+    python benchmarks/cifar.py league --data data/cifar10 --out runs/cifar --budget 10min [--jobs 2] [METHOD ...]
     python benchmarks/cifar.py run simclr dino mae --data data/cifar10 --out runs/cifar --budget 15min
     python benchmarks/cifar.py table --out runs/cifar
 
 `prepare` reads the lossless mosaics of the sample-data folder. `run` pretrains, then stores per method the kNN of raw
-pixels and kNN and linear probe of the untrained and of the pretrained encoder; `score` does the second half again;
-`table` prints the stored results as Markdown.
+pixels and kNN and linear probe of the untrained and of the pretrained encoder; `score` does the second half again.
+`league` runs every joint-embedding method with the same small encoder and the same budget, `--jobs` at a time with an
+equal share of the cores each, goes on where it was stopped, and writes benchmarks/results/cifar.json; `table` prints
+the stored results as Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from imprint.methods.catalog import CATALOG
+from measure import write_results
 
 CNN = [
     "--encoder", "resnet18", "--encoder.stem", "half", "--encoder.arch.layers", "1", "1", "1", "1",
     "--encoder.arch.channels", "32", "64", "128", "256",
 ]  # fmt: skip
 VIT = ["--encoder.arch.embed-dim", "128", "--encoder.arch.depth", "4", "--encoder.arch.num-heads", "4"]
-ENCODERS = {"simclr": CNN, "dino": CNN, "mae": VIT}
 """Options beside the small-scale recipe at 32 pixels: the small encoders that a 2-core CPU can train in minutes."""
+
+FAMILIES = ("contrastive", "clustering", "redundancy reduction", "self-distillation")
+METHODS = [row.name for row in CATALOG]
+LEAGUE = [row.name for row in CATALOG if row.family in FAMILIES]
 
 
 def prepare(source: Path, out: Path) -> None:
@@ -54,8 +65,8 @@ def run(methods: list[str], data: Path, out: Path, budget: str, seed: int, extra
     for method in methods:
         command = [
             "pretrain", method, "--data", str(data / "train"), "--out", str(out / f"{method}-seed{seed}"),
-            "--image-size", "32", "--budget", budget, "--seed", str(seed), "--probe-every", "None", *ENCODERS[method],
-            *extra,
+            "--image-size", "32", "--budget", budget, "--seed", str(seed), "--probe-every", "None",
+            *(VIT if method == "mae" else CNN), *extra,
         ]  # fmt: skip
         print("$ imprint", " ".join(command), flush=True)
         subprocess.run([sys.executable, "-m", "imprint", *command], check=True)
@@ -71,6 +82,29 @@ def score(methods: list[str], data: Path, out: Path, seed: int) -> None:
         print(json.dumps(result, indent=2), flush=True)
 
 
+def league(methods: list[str], data: Path, out: Path, budget: str, seed: int, jobs: int, extra: list[str]) -> None:
+    """Run the methods that have no figures yet, `jobs` at a time, and write the result file."""
+    out.mkdir(parents=True, exist_ok=True)
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    env = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
+
+    def one(method: str) -> int:
+        with (out / f"{method}-seed{seed}.log").open("w") as log:
+            command = [sys.executable, __file__, "run", method, "--data", str(data), "--out", str(out)]
+            command += ["--budget", budget, "--seed", str(seed), "--workers", threads, *extra]
+            print(f"{method} ...", flush=True)
+            return subprocess.run(command, env=env, stdout=log, stderr=log, check=False).returncode
+
+    waiting = [m for m in methods if not (out / f"{m}-seed{seed}" / "cifar.json").exists()]
+    with ThreadPoolExecutor(jobs) as pool:
+        for method, code in zip(waiting, pool.map(one, waiting), strict=True):
+            print(f"{method}: {'done' if code == 0 else f'failed, see {out / method}-seed{seed}.log'}", flush=True)
+    table(out)
+    figures = {path.parent.name: json.loads(path.read_text()) for path in sorted(out.glob("*/cifar.json"))}
+    command = f"python benchmarks/cifar.py league --budget {budget} --jobs {jobs}"
+    print(f"written: {write_results('cifar', figures, command=command)}")
+
+
 def judge(folder: Path, data: Path) -> dict[str, Any]:
     """Return kNN and linear probe of pixels, the untrained encoder and the pretrained one, on the whole test set."""
     import torch
@@ -78,7 +112,6 @@ def judge(folder: Path, data: Path) -> dict[str, Any]:
     from imprint.backbones.build import build_encoder
     from imprint.core.rng import seed_of
     from imprint.data.batch import Normalise
-    from imprint.evals.evaluate import evaluate
     from imprint.train.run import Run
 
     run = Run.open(folder)
@@ -86,32 +119,45 @@ def judge(folder: Path, data: Path) -> dict[str, Any]:
     trained = run.encoder()
     torch.manual_seed(seed_of(run.config.seed, "weights"))  # as the run itself starts
     untrained = build_encoder(**trained.config).eval()
-    train, test = str(data / "train"), str(data / "test")
-    result: dict[str, Any] = {"images_seen": run.last_step * run.config.batch_size, "encoder": trained.config}
+    seconds = max(line["time"] for line in run.metrics() if "time" in line)
+    result: dict[str, Any] = {
+        "images_seen": run.last_step * run.config.batch_size,
+        "seconds": round(seconds, 1),
+        "encoder": trained.config,
+    }
+    baselines = folder.parent / "baselines.json"  # pixels and each untrained encoder once
+    known: dict[str, Any] = json.loads(baselines.read_text()) if baselines.exists() else {}
+    start = json.dumps([trained.config, run.config.seed], sort_keys=True)
+    if start not in known:
+        known[start] = {"knn_pixels": top1("knn", "pixels", data)}
+        for protocol in ("knn", "linear"):
+            known[start][f"{protocol}_untrained"] = top1(protocol, untrained, data, normalise)
+        baselines.write_text(json.dumps(known, indent=2) + "\n")
+    result |= known[start]
     for protocol in ("knn", "linear"):
-        for name, encoder in (("pixels", "pixels"), ("untrained", untrained), ("trained", trained)):
-            pixels = name == "pixels"
-            if pixels and protocol == "linear":
-                continue  # 3,072 dimensions: it would take longer than all the rest
-            # Averaged patches: a CNN's own pooling, and what MAE's encoder was trained on (its class token is not).
-            options = {} if pixels else {"normalise": normalise, "tokens": "patch_mean"}
-            report = evaluate(protocol, encoder, train, test, **options)
-            metric = report.metrics[report.main]
-            result[f"{protocol}_{name}"] = {"top1": metric.value, "low": metric.low, "high": metric.high}
+        result[f"{protocol}_trained"] = top1(protocol, trained, data, normalise)
     return result
+
+
+def top1(protocol: str, encoder: Any, data: Path, normalise: Any = None) -> dict[str, float]:
+    """Return the protocol's main figure with its interval, fitted on `train` and counted on all of `test`."""
+    from imprint.evals.evaluate import evaluate
+
+    # Averaged patches: a CNN's own pooling, and what MAE's encoder was trained on (its class token is not).
+    options = {} if encoder == "pixels" else {"normalise": normalise, "tokens": "patch_mean"}
+    report = evaluate(protocol, encoder, str(data / "train"), str(data / "test"), **options)
+    metric = report.metrics[report.main]
+    return {"top1": metric.value, "low": metric.low, "high": metric.high}
 
 
 def table(out: Path) -> None:
     """Print the stored results as a Markdown table."""
-    print("| method | images seen | kNN pixels | kNN untrained | **kNN** | linear untrained | **linear** |")
+    print("| method | images seen | seconds | kNN untrained | **kNN** | linear untrained | **linear** |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for path in sorted(out.glob("*/cifar.json")):
-        r = json.loads(path.read_text())
-        cells = [
-            f"{r[k]['top1']:.1f}"
-            for k in ("knn_pixels", "knn_untrained", "knn_trained", "linear_untrained", "linear_trained")
-        ]
-        print(f"| {r['method']} (seed {r['seed']}) | {r['images_seen']:,} | " + " | ".join(cells) + " |")
+    rows = [json.loads(path.read_text()) for path in out.glob("*/cifar.json")]
+    for r in sorted(rows, key=lambda r: -r["knn_trained"]["top1"]):
+        cells = [f"{r[k]['top1']:.1f}" for k in ("knn_untrained", "knn_trained", "linear_untrained", "linear_trained")]
+        print(f"| {r['method']} | {r['images_seen']:,} | {r['seconds']:.0f} | " + " | ".join(cells) + " |")
 
 
 def main() -> None:
@@ -122,13 +168,20 @@ def main() -> None:
     one.add_argument("--source", type=Path, default=Path("../shared/data/cifar10"))
     one.add_argument("--out", type=Path, default=Path("data/cifar10"))
     two = actions.add_parser("run")
-    two.add_argument("methods", nargs="+", choices=sorted(ENCODERS))
+    two.add_argument("methods", nargs="+", choices=METHODS)
     two.add_argument("--data", type=Path, default=Path("data/cifar10"))
     two.add_argument("--out", type=Path, default=Path("runs/cifar"))
     two.add_argument("--budget", default="15min")
     two.add_argument("--seed", type=int, default=0)
+    five = actions.add_parser("league")
+    five.add_argument("methods", nargs="*", help=f"default: {' '.join(LEAGUE)}")
+    five.add_argument("--data", type=Path, default=Path("data/cifar10"))
+    five.add_argument("--out", type=Path, default=Path("runs/cifar"))
+    five.add_argument("--budget", default="10min")
+    five.add_argument("--seed", type=int, default=0)
+    five.add_argument("--jobs", type=int, default=2)
     three = actions.add_parser("score")
-    three.add_argument("methods", nargs="+", choices=sorted(ENCODERS))
+    three.add_argument("methods", nargs="+", choices=METHODS)
     three.add_argument("--data", type=Path, default=Path("data/cifar10"))
     three.add_argument("--out", type=Path, default=Path("runs/cifar"))
     three.add_argument("--seed", type=int, default=0)
@@ -139,6 +192,8 @@ def main() -> None:
         prepare(args.source, args.out)
     elif args.action == "run":
         run(args.methods, args.data, args.out, args.budget, args.seed, extra)
+    elif args.action == "league":
+        league(args.methods or LEAGUE, args.data, args.out, args.budget, args.seed, args.jobs, extra)
     elif args.action == "score":
         score(args.methods, args.data, args.out, args.seed)
     else:

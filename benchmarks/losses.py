@@ -1,6 +1,6 @@
 """Losses against their rivals: forward plus backward, time and peak memory growth, each in a fresh process.
 
-python benchmarks/losses.py [--only nt_xent|dino|knn] [--quick] [--threads N]
+python benchmarks/losses.py [--only NAME] [--quick] [--threads N]
 """
 
 from __future__ import annotations
@@ -10,31 +10,25 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from measure import Measurement, child_main, measure, write_results
+from measure import Measurement, child_main, measure, rival_module, write_results
 
-SIZES = {
+SIZES: dict[str, tuple[str, ...]] = {
     "nt_xent": ("512", "2048", "8192"),
     "dino": ("64x10x65536",),
     "knn": ("10000x50000x384",),
 }
-QUICK = {"nt_xent": ("512",), "dino": ("8x10x65536",), "knn": ("1000x50000x384",)}
-RIVALS = {
+QUICK: dict[str, tuple[str, ...]] = {"nt_xent": ("512",), "dino": ("8x10x65536",), "knn": ("1000x50000x384",)}
+RIVALS: dict[str, tuple[str, ...]] = {
     "nt_xent": ("imprint", "lightly", "stable-pretraining", "plain torch"),
     "dino": ("imprint", "imprint overwrite", "lightly", "stable-pretraining", "official style"),
     "knn": ("imprint", "matrix product alone", "torch.topk"),
 }
-
-
-def module(name: str) -> Any:
-    """Import a rival; they import torchvision, whose operators some builds of torch lack."""
-    importlib.import_module("imprint.backbones.torchvision_compat")
-    return importlib.import_module(name)
 
 
 def nt_xent_call(rival: str, size: str) -> Callable[[], object]:
@@ -56,9 +50,9 @@ def nt_xent_call(rival: str, size: str) -> Callable[[], object]:
         def loss(a: Tensor, b: Tensor) -> Tensor:
             return nt_xent(a, b, 0.1)
     elif rival == "lightly":
-        loss = module("lightly.loss").NTXentLoss(temperature=0.1)
+        loss = rival_module("lightly.loss").NTXentLoss(temperature=0.1)
     elif rival == "stable-pretraining":
-        loss = module("stable_pretraining.losses").NTXEntLoss(temperature=0.1)
+        loss = rival_module("stable_pretraining.losses").NTXEntLoss(temperature=0.1)
     else:
         loss = plain
 
@@ -91,14 +85,14 @@ def dino_call(rival: str, size: str) -> Callable[[], object]:
                 student.grad = None
 
     elif rival == "lightly":
-        lightly = module("lightly.loss").DINOLoss(output_dim=width, teacher_temp=0.04, student_temp=0.1)
+        lightly = rival_module("lightly.loss").DINOLoss(output_dim=width, teacher_temp=0.04, student_temp=0.1)
 
         def call() -> None:
             student.grad = None
             lightly(list(teacher.unbind()), list(student.unbind())).backward()
 
     elif rival == "stable-pretraining":
-        stable = module("stable_pretraining.losses").DINOv1Loss(temperature_student=0.1)
+        stable = rival_module("stable_pretraining.losses").DINOv1Loss(temperature_student=0.1)
         stable.center = center
 
         def call() -> None:
@@ -145,7 +139,16 @@ def knn_call(rival: str, size: str) -> Callable[[], object]:
     return product if rival == "matrix product alone" else sort
 
 
-CALLS = {"nt_xent": nt_xent_call, "dino": dino_call, "knn": knn_call}
+CALLS: dict[str, Callable[[str, str], Callable[[], object]]] = {
+    "nt_xent": nt_xent_call,
+    "dino": dino_call,
+    "knn": knn_call,
+}
+for _path in sorted(Path(__file__).parent.glob("losses_*.py")):  # one file per family, with the same four tables
+    _family = importlib.import_module(_path.stem)
+    for _table, _more in ((SIZES, _family.SIZES), (QUICK, _family.QUICK), (RIVALS, _family.RIVALS)):
+        _table.update(_more)
+    CALLS |= _family.CALLS
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Time and memory of a call in a fresh process, the machine's class, and result files.
 
-    from measure import Measurement, machine, measure, write_results
+    from measure import Measurement, machine, measure, rival_module, write_results
 
 `measure` starts a new interpreter per figure, so no allocator, cache or thread pool is shared between rivals.
 Memory is the growth of the resident set's peak over its level after the inputs exist, sampled and by the kernel's mark.
@@ -8,6 +8,7 @@ Memory is the growth of the resident set's peak over its level after the inputs 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
@@ -39,6 +40,12 @@ class Measurement:
     best: float
     peak_mb: float
     repeats: int
+
+
+def rival_module(name: str) -> Any:
+    """Import a rival; they import torchvision, whose operators some builds of torch lack."""
+    importlib.import_module("imprint.backbones.torchvision_compat")
+    return importlib.import_module(name)
 
 
 def measure(script: str | Path, case: str, *, threads: int | None = None, timeout: float = 900.0) -> Measurement:

@@ -14,8 +14,8 @@ from imprint.core.progress import Steps
 from imprint.data.arrays import ArraySource
 from imprint.methods.base import Method, MethodConfig
 from imprint.methods.catalog import CATALOG, method_class
-from imprint.recipes.book import recipe
-from imprint.train.loop import train
+from imprint.recipes.book import stages_of
+from imprint.train.entry import pretrain_run as train
 from imprint.train.run import Run
 from imprint.train.tensorfile import read_tensors
 
@@ -31,7 +31,10 @@ def images() -> ArraySource:
 
 
 def config_of(row, **changes):
-    return dataclasses.replace(recipe(f"{row.name}/debug"), device="cpu", workers=1, **changes)
+    """The debug recipe: one configuration, or those of its stages."""
+    stages = stages_of(f"{row.name}/debug")
+    plan = tuple(dataclasses.replace(stage, device="cpu", workers=1, **changes) for stage in stages)
+    return plan if len(plan) > 1 else plan[0]
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:

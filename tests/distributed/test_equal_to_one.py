@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from imprint.dist.world import World
+from imprint.methods.catalog import CATALOG
 
-METHODS = ("simclr", "dino", "mae")
+METHODS = tuple(row.name for row in CATALOG)
 
 
 def test_loss_gradients_and_moved_state_equal_one_process(work, in_two):
