@@ -111,6 +111,7 @@ def judge(folder: Path, data: Path) -> dict[str, Any]:
 
     from imprint.backbones.build import build_encoder
     from imprint.core.rng import seed_of
+    from imprint.core.stages import begun, is_staged
     from imprint.data.batch import Normalise
     from imprint.train.run import Run
 
@@ -119,10 +120,10 @@ def judge(folder: Path, data: Path) -> dict[str, Any]:
     trained = run.encoder()
     torch.manual_seed(seed_of(run.config.seed, "weights"))  # as the run itself starts
     untrained = build_encoder(**trained.config).eval()
-    seconds = max(line["time"] for line in run.metrics() if "time" in line)
+    parts = [Run.open(stage) for stage in begun(folder)] if is_staged(folder) else [run]
     result: dict[str, Any] = {
-        "images_seen": run.last_step * run.config.batch_size,
-        "seconds": round(seconds, 1),
+        "images_seen": sum(part.last_step * part.config.batch_size for part in parts),
+        "seconds": round(sum(max(line["time"] for line in part.metrics() if "time" in line) for part in parts), 1),
         "encoder": trained.config,
     }
     baselines = folder.parent / "baselines.json"  # pixels and each untrained encoder once

@@ -1,11 +1,14 @@
 """Pages that come from the source: one per method, their table, and the Python interface. A hook of mkdocs.
 
-Everything is read off syntax trees and the two catalogues, so building the documentation imports no torch.
+Methods and options are read off syntax trees and the two catalogues; recipes are called, since they compose.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
+import importlib
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from imprint.cli.main import COMMANDS, command_parser
 from imprint.cli.methods import stored, worst
 from imprint.evals import catalog as protocols
 from imprint.methods import catalog
+from imprint.recipes.book import stages_of
 
 SOURCE = Path(catalog.__file__).parents[1]
 DOCS = Path(__file__).parent
@@ -95,16 +99,18 @@ def method_page(row: catalog.Row) -> str:
 
 def recipes(method: str) -> list[tuple[str, str]]:
     """Return (name, text) of a method's recipes: the docstring and the provenance."""
-    tree = parsed(SOURCE / "recipes" / f"{method}.py")
+    module = importlib.import_module(f"imprint.recipes.{method}")
     result = []
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-            text = prose(ast.get_docstring(node) or "")
-            for call in ast.walk(node):
-                if isinstance(call, ast.Call) and ast.unparse(call.func) == "Provenance":
-                    for keyword in call.keywords:
-                        text += f"\n\n*{(keyword.arg or '').capitalize()}:* {ast.literal_eval(keyword.value)}"
-            result.append((node.name, text))
+    for name in module.__all__:
+        text = prose(inspect.getdoc(getattr(module, name)) or "")
+        stages = stages_of(f"{method}/{name}")
+        if len(stages) > 1:
+            text += f"\n\n*Stages:* {', '.join(stage.stage for stage in stages)}."
+        provenance = stages[-1].provenance
+        for field in dataclasses.fields(provenance):
+            if value := getattr(provenance, field.name):
+                text += f"\n\n*{field.name.capitalize()}:* {value}"
+        result.append((name, text))
     return result
 
 

@@ -71,7 +71,7 @@ def test_durations_and_choices_are_shown_as_they_are_typed() -> None:
     found = {field.name: field for field in fields.fields("dino")[0]}
     assert found["checkpoint-every"].default == "1ep"
     assert found["method.freeze-prototypes"].kind == "duration"
-    assert found["optim.name"].kind == "adamw|sgd|lars"
+    assert found["optim.name"].kind == "adamw|adam|sgd|lars"
     assert found["method.momentum.start"].group == "method.momentum"
 
 

@@ -112,7 +112,7 @@ def test_state_survives_saving(variant: LarsVariant) -> None:
 def test_parameters_without_gradient_and_mixed_dtypes() -> None:
     params = [torch.randn(3, 3, dtype=t).requires_grad_() for t in (torch.float32, torch.bfloat16, torch.float32)]
     before = [p.detach().clone() for p in params]
-    optimizer = LARS(params, lr=0.5, weight_decay=0.1)
+    optimizer = LARS(params, lr=50.0, weight_decay=0.1)
     for p in params[:2]:
         p.grad = torch.ones_like(p)
     assert optimizer.step(lambda: 3.0) == 3.0

@@ -5,7 +5,12 @@ import torch
 
 from imprint.core.errors import ConfigError
 from imprint.data.batch import Batch
-from imprint.train.precision import choose_precision, gains_from_channels_last, to_channels_last
+from imprint.train.precision import (
+    choose_precision,
+    gains_from_channels_last,
+    steady_convolutions,
+    to_channels_last,
+)
 
 CPU = torch.device("cpu")
 
@@ -54,3 +59,22 @@ def test_channels_last_is_kept_from_networks_that_onednn_cannot_train():
     assert not gains_from_channels_last(narrow)
     assert not gains_from_channels_last(patches)
     assert not gains_from_channels_last(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["first", "last"])
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 2), (4, 4)])
+def test_bf16_gradients_of_strided_convolutions_are_right_on_tiny_maps(size, layout):
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(16, 32, 3, 2, 1, bias=False)
+    steady_convolutions(conv)
+    conv.to(memory_format=layout)
+    x = torch.randn(64, 16, *size).contiguous(memory_format=layout)
+    for _ in range(5):  # what lies beyond the map differs from call to call
+        conv.weight.grad = None
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = conv(x)
+        upstream = torch.randn_like(out)
+        out.backward(upstream)
+        bf16, conv.weight.grad = conv.weight.grad, None
+        conv(x).backward(upstream.float())
+        assert (bf16 - conv.weight.grad).norm() < 0.02 * conv.weight.grad.norm()

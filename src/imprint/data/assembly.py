@@ -177,7 +177,8 @@ class _Job:
             return
         if not self.request.replace:
             return
-        for i in replacements(self.request.seed, asked, len(assembly.source)):
+        first, size = assembly.source.stand_ins(asked)
+        for i in replacements(self.request.seed, asked, size, first):
             if self._render(int(i), b):
                 return
         raise DataError(
@@ -237,10 +238,10 @@ class _Job:
         return batch if self._good.all() else _picked(batch, torch.from_numpy(np.flatnonzero(self._good)))
 
 
-def replacements(seed: int, index: int, size: int) -> Indices:
-    """Return the samples that may stand in for a bad one, in order: a pure function of (seed, index, size)."""
+def replacements(seed: int, index: int, size: int, first: int = 0) -> Indices:
+    """Return which samples of [first, first + size) may stand in for a bad one, in order: a pure function."""
     words = key(seed, "replacement", index, np.arange(PROBES))
-    return (words % np.uint64(size)).astype(np.int64)
+    return first + (words % np.uint64(size)).astype(np.int64)
 
 
 def _picked(batch: Batch, rows: Tensor) -> Batch:

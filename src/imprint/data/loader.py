@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from itertools import count
 from types import TracebackType
 
 from imprint.core.errors import ConfigError
 from imprint.data.assembly import Assembly, Request, available_cores
 from imprint.data.batch import Batch
 from imprint.data.quarantine import Quarantine
-from imprint.data.sampler import Sampler
 from imprint.data.sources import Source, spread
 from imprint.data.views import Mask, View
 
@@ -44,7 +42,7 @@ class Loader:
         drop_last: see Sampler.
         bad_limit: share of the source that may be bad before the run stops.
         quarantine_path: file that names bad samples, or None.
-        prefetch: steps prepared ahead.
+        prefetch: steps prepared ahead, at least one.
         pin_memory: allocate batches in page-locked memory, for copies to a CUDA device beside its work.
 
     Raises:
@@ -69,8 +67,7 @@ class Loader:
         prefetch: int = 2,
         pin_memory: bool = False,
     ) -> None:
-        self.sampler = Sampler(
-            size=len(source),
+        self.sampler = source.order(
             batch_size=batch_size,
             seed=seed,
             shuffle=shuffle,
@@ -87,24 +84,30 @@ class Loader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of steps in one pass over the source."""
+        """Number of steps in one pass over the source; 0 for a stream of which nobody knows how long it is."""
         return self.sampler.steps_per_epoch
+
+    def last_step(self, wanted: int) -> int:
+        """Return how many steps there will be of the `wanted` ones; it is known when the last batch is handed out."""
+        ends_at = self.sampler.ends_at
+        return wanted if ends_at is None else min(wanted, ends_at)
 
     def batches(self, start_step: int = 0, stop_step: int | None = None) -> Iterator[Batch]:
         """Yield this rank's part of every step from `start_step` up to `stop_step` (without end for None).
 
+        A stream may end earlier: after its last whole batch.
+
         Raises:
             DataError: when more samples are bad than allowed.
         """
-        steps = count(start_step) if stop_step is None else range(start_step, stop_step)
-        return self._assembly.serve(self._request(step) for step in steps)
-
-    def _request(self, step: int) -> Request:
-        sampler = self.sampler
-        return Request(sampler.indices(step), sampler.seed, sampler.epoch(step), self.masks)
+        order = self.sampler
+        return self._assembly.serve(
+            Request(rows, order.seed, order.epoch(step), self.masks) for step, rows in order.walk(start_step, stop_step)
+        )
 
     def close(self) -> None:
         """Stop and join the threads; batches that were handed out stay valid."""
+        self.sampler.close()
         self._assembly.close()
 
     def __enter__(self) -> Loader:

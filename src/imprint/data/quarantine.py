@@ -31,7 +31,7 @@ class Quarantine:
         source: where the samples come from.
         path: the file, or None to keep the list in memory only.
         limit: share of the samples, in [0, 1], that may be bad; `max(2, limit * of)` samples, never all of them.
-        of: number of samples the share is of; by default the whole source.
+        of: number of samples the share is of; by default the whole source. A stream's grows as it is read.
     """
 
     def __init__(
@@ -44,8 +44,7 @@ class Quarantine:
     ) -> None:
         self.source, self.limit = source, limit
         self.path = None if path is None else Path(path)
-        self.size = size = len(source) if of is None else of
-        self.allowed = min(max(SLACK, int(limit * size)), size - 1) if limit > 0 else 0
+        self._of = of
         self._bad: dict[int, dict[str, Any]] = {}
         self._found: set[int] = set()
         self._lock = threading.Lock()
@@ -53,6 +52,16 @@ class Quarantine:
         if self.path is not None and self.path.exists():
             with open(self.path, "rb") as file:
                 self._catch_up(file.read())
+
+    @property
+    def size(self) -> int:
+        """Number of samples that the share is of."""
+        return len(self.source) if self._of is None else self._of
+
+    @property
+    def allowed(self) -> int:
+        """How many may be bad."""
+        return min(max(SLACK, int(self.limit * self.size)), self.size - 1) if self.limit > 0 else 0
 
     def __len__(self) -> int:
         """Return how many distinct samples are bad."""
@@ -126,7 +135,7 @@ class Quarantine:
             try:
                 entry = json.loads(line)
                 index = int(entry["index"])
-                known = 0 <= index < len(self.source) and self.source.name(index) == entry["name"]
+                known = self.source.holds(index, entry["name"])
             except (ValueError, KeyError, TypeError):  # a torn line of a process that died
                 continue
             if known:

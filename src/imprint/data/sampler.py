@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +14,37 @@ from imprint.core.errors import ConfigError
 from imprint.core.rng import key, permuted
 
 Indices = npt.NDArray[np.int64]
+
+
+class Order(Protocol):
+    """Which samples form which step."""
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches in one pass."""
+
+    def epoch(self, step: int) -> int:
+        """Return the pass that `step` belongs to, from 0."""
+
+    @property
+    def ends_at(self) -> int | None:
+        """The step after the last one, where there is a last one and it is known; None otherwise."""
+
+    def walk(self, start: int, stop: int | None) -> Iterator[tuple[int, Indices]]:
+        """Yield (step, this rank's rows) from `start` up to `stop`, or to the end of what there is."""
+
+    def state(self, step: int) -> dict[str, Any] | None:
+        """Return what a checkpoint must keep to go on from `step`, JSON-ready; None where the step says all."""
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+
+    def close(self) -> None:
+        """Stop what runs ahead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +99,24 @@ class Sampler:
     def epoch(self, step: int) -> int:
         """Return the pass that `step` belongs to, from 0."""
         return step // self.steps_per_epoch
+
+    @property
+    def ends_at(self) -> None:
+        """None: another epoch follows."""
+
+    def walk(self, start: int, stop: int | None) -> Iterator[tuple[int, Indices]]:
+        """Yield (step, this rank's rows) from `start` up to `stop`, without end for None."""
+        for step in count(start) if stop is None else range(start, stop):
+            yield step, self.indices(step)
+
+    def state(self, step: int) -> None:
+        """Return None: any step's rows follow from its number."""
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
     def indices(self, step: int) -> Indices:
         """Return the sample numbers of this rank's rows of `step`, int64 (b,)."""

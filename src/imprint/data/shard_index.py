@@ -86,17 +86,27 @@ def shard_index(path: Path) -> ShardIndex:
     if stored is not None and "stamp" in stored and np.array_equal(stored["stamp"], stamp):
         names, words = Names.stored(stored, "names"), Names.stored(stored, "words")
         return ShardIndex(names=names, words=words, **{k: stored[k] for k in _COLUMNS})
-    index = _built(path)
+    index = scanned(path)
     arrays = {k: getattr(index, k) for k in _COLUMNS}
     write_cache(stored_at, {"stamp": stamp} | arrays | index.names.arrays("names") | index.words.arrays("words"))
     return index
 
 
-def _built(path: Path) -> ShardIndex:
+def scanned(path: Path, buffer: int = -1) -> ShardIndex:
+    """Read the index of a shard from its headers.
+
+    Args:
+        path: the shard.
+        buffer: bytes per read of a tar. A large one reads the file through from end to end, so that what follows finds
+            it in the page cache; a small one touches little more than the headers. -1 takes the system's.
+
+    Raises:
+        DataError: when the file cannot be read as the archive its name says.
+    """
     gathered = _Gathered()
-    read = _zip_members if path.suffix.lower() == ".zip" else _tar_members
+    members_of = _zip_members(path) if path.suffix.lower() == ".zip" else _tar_members(path, buffer)
     try:
-        for member in read(path):
+        for member in members_of:
             _gather(gathered, member)
     except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
         if not gathered.members:
@@ -173,8 +183,8 @@ def _zip_members(path: Path) -> Iterator[_Member]:
             yield _Member(name, info.header_offset, info.compress_size, info.file_size, method, content)
 
 
-def _tar_members(path: Path) -> Iterator[_Member]:
-    with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+def _tar_members(path: Path, buffer: int) -> Iterator[_Member]:
+    with open(path, "rb", buffering=buffer) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         for info in archive:
             archive.members = []  # type: ignore[attr-defined]  # the module would keep every header
             if not info.isreg() or info.issparse():

@@ -10,9 +10,9 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from imprint.data.shard_index import PLAIN, UNSUPPORTED, ZIP_DEFLATED, ShardInde
 from imprint.data.sources import Labels, Sample, Source, digest
 
 _OPEN = 256  # shards kept open; more are opened for each read
-_ZIP_HEADER = 30
+ZIP_HEADER = 30
 _LARGEST = 1 << 30  # bytes of one member; more is no image, or a bomb
 
 
@@ -70,20 +70,7 @@ class ShardSource(Source):
             BadImage: when the member is cut off, damaged, encrypted, or packed in a way that is not supported.
         """
         shard, j = self._locate(i)
-        index = self.shards[shard]
-        at, size, method = int(index.at[j]), int(index.size[j]), int(index.method[j])
-        if max(size, int(index.full[j])) > _LARGEST:
-            raise BadImage("too-large", f"a member of {max(size, int(index.full[j])):,} bytes")
-        if method == UNSUPPORTED:
-            raise BadImage("unsupported", "a zip member that is encrypted, or packed in another way than deflate")
-        if method == PLAIN:
-            return self._pread(shard, size, at)
-        head = self._pread(shard, _ZIP_HEADER, at)  # a member's local header says where its data begins
-        if head[:4] != b"PK\x03\x04":
-            raise BadImage("corrupt", "no zip member where the directory says")
-        name, extra = struct.unpack_from("<HH", head, 26)
-        data = self._pread(shard, size, at + _ZIP_HEADER + name + extra)
-        return _inflated(data, int(index.full[j])) if method == ZIP_DEFLATED else data
+        return read_member(self.shards[shard], j, partial(self._pread, shard))
 
     def _pread(self, shard: int, size: int, at: int) -> bytes:
         handle = self._files.get(shard)
@@ -101,9 +88,7 @@ class ShardSource(Source):
         finally:
             if not kept:
                 os.close(handle)
-        if len(data) < size:
-            raise BadImage("truncated", f"the shard ends {size - len(data):,} bytes early")
-        return data
+        return whole(data, size)
 
     def name(self, i: int) -> str:
         """Return shard and member."""
@@ -132,6 +117,43 @@ def open_shards(text: str) -> ShardSource:
         DataError: when a shard is missing or cannot be read.
     """
     return ShardSource(expanded(text), text)
+
+
+def read_member(index: ShardIndex, j: int, pread: Callable[[int, int], bytes]) -> bytes:
+    """Return the bytes of image `j` of a shard.
+
+    Args:
+        index: what the shard holds.
+        j: which image.
+        pread: returns so many bytes from an offset of the shard, all of them.
+
+    Raises:
+        BadImage: when the member is damaged, encrypted, too large, or packed in a way that is not supported.
+    """
+    at, size, full, method = int(index.at[j]), int(index.size[j]), int(index.full[j]), int(index.method[j])
+    if max(size, full) > _LARGEST:
+        raise BadImage("too-large", f"a member of {max(size, full):,} bytes")
+    if method == UNSUPPORTED:
+        raise BadImage("unsupported", "a zip member that is encrypted, or packed in another way than deflate")
+    if method == PLAIN:
+        return pread(size, at)
+    head = pread(ZIP_HEADER, at)  # a member's local header says where its data begins
+    if head[:4] != b"PK\x03\x04":
+        raise BadImage("corrupt", "no zip member where the directory says")
+    name, extra = struct.unpack_from("<HH", head, 26)
+    data = pread(size, at + ZIP_HEADER + name + extra)
+    return _inflated(data, full) if method == ZIP_DEFLATED else data
+
+
+def whole(data: bytes, size: int) -> bytes:
+    """Return what was read from a shard.
+
+    Raises:
+        BadImage: when it is less than was asked for.
+    """
+    if len(data) < size:
+        raise BadImage("truncated", f"the shard ends {size - len(data):,} bytes early")
+    return data
 
 
 def _inflated(data: bytes, size: int) -> bytes:

@@ -13,13 +13,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from imprint.core.errors import BadImage, ConfigError, DataError, unknown
 from imprint.data.headers import Layout, layout_of
+
+if TYPE_CHECKING:
+    from imprint.data.sampler import Order
 
 Sample = bytes | npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
@@ -86,6 +89,28 @@ class Source(ABC):
     def dtype(self) -> np.dtype[Any]:
         """uint8 or uint16, the depth samples are delivered in."""
         return self.layout.dtype
+
+    def order(self, *, batch_size: int, seed: int, shuffle: bool, drop_last: bool, rank: int, world: int) -> Order:
+        """Return which samples form which step; see `Sampler`."""
+        from imprint.data.sampler import Sampler
+
+        return Sampler(
+            size=len(self),
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            rank=rank,
+            world=world,
+        )
+
+    def stand_ins(self, i: int) -> tuple[int, int]:
+        """Return (first, number) of the samples of which one may take the place of a damaged sample `i`."""
+        return 0, len(self)
+
+    def holds(self, i: int, name: str) -> bool:
+        """Tell whether sample `i` is called `name`."""
+        return 0 <= i < len(self) and self.name(i) == name
 
     def subset(self, indices: npt.ArrayLike) -> Source:
         """Return the samples at `indices`, in that order (a boolean mask works as well)."""

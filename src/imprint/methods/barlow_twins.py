@@ -32,7 +32,7 @@ class BarlowTwinsConfig(MethodConfig):
         lambd: weight of the off-diagonal terms (Eq. 1; Sec. 2.2 found 5.1e-3).
         projector: widths of the projector's three layers (Sec. 2.2); wider keeps helping (Fig. 4).
         eps: added to the variance in the loss's BatchNorm (public code, torch's default).
-        bias_lr: rate of biases and norms as a share of the weights' (Sec. 2.2: 0.0048 / 0.2).
+        bias_lr: rate of biases and norms as a share of the weights' (Sec. 2.2: 0.024).
         crop_scale: bounds of the crop's area share (Sec. 2.2, BYOL's views).
         colour: factor on the colour jitter.
         blur: factor on the blur probabilities 1 and .1 (0 for images of 32 pixels).
@@ -42,7 +42,7 @@ class BarlowTwinsConfig(MethodConfig):
     lambd: float = 0.0051
     projector: tuple[int, ...] = (8192, 8192, 8192)
     eps: float = 1e-5
-    bias_lr: float = 0.0048 / 0.2
+    bias_lr: float = 0.024
     crop_scale: tuple[float, float] = (0.08, 1.0)
     colour: float = 1.0
     blur: float = 1.0

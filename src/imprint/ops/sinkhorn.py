@@ -101,7 +101,7 @@ def sinkhorn(
 def _chunks(matrix_PBK: Tensor) -> Iterator[tuple[int, slice]]:
     """Yield problem and rows to handle together: on a CPU as many as stay in a core's cache over several operations."""
     problems, rows, width = matrix_PBK.shape
-    step = max(1, torch.get_num_threads() * 65_536 // width) if matrix_PBK.device.type == "cpu" else max(1, rows)
+    step = max(1, torch.get_num_threads() * 2**18 // width) if matrix_PBK.device.type == "cpu" else max(1, rows)
     for problem in range(problems):
         for start in range(0, rows, step):
             yield problem, slice(start, min(start + step, rows))

@@ -30,7 +30,13 @@ from imprint.train.images import open_images
 from imprint.train.memory import is_out_of_memory, out_of_memory
 from imprint.train.optim import build_optimizer, layer_scales
 from imprint.train.parallel import compile_encoders, synchronise_norms
-from imprint.train.precision import choose_precision, gains_from_channels_last, set_numerics, to_channels_last
+from imprint.train.precision import (
+    choose_precision,
+    gains_from_channels_last,
+    set_numerics,
+    steady_convolutions,
+    to_channels_last,
+)
 from imprint.train.probe import OnlineProbe
 from imprint.train.recompute import recompute_activations
 from imprint.train.run import Run, write_config
@@ -101,6 +107,8 @@ def train(
     method.to(world.device).train()
     if precision.channels_last:
         to_channels_last(method)
+    if world.device.type == "cpu":
+        steady_convolutions(method)
     synchronise_norms(method, world)
     if plan.checkpoint_activations:
         recompute_activations(method)

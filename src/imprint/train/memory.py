@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from imprint.core.errors import ConfigError
+from imprint.core.errors import ConfigError, ImprintError
 from imprint.core.progress import Progress
 from imprint.data.batch import Batch
 
@@ -60,6 +60,8 @@ def largest_that_fits(stepper: Stepper, batch: Batch, t: Progress, rows: int) ->
             with stepper.precision.autocast():
                 loss, _ = stepper.parallel.forward(part, t)
             loss.backward()
+        except ImprintError:  # the method refuses so few images (a queue or groups of norms that they do not divide)
+            continue
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

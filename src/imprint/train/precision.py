@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from imprint.core.errors import ConfigError
 from imprint.data.batch import Batch
@@ -115,3 +115,24 @@ def gains_from_channels_last(module: nn.Module) -> bool:
 def to_channels_last(module: nn.Module) -> None:
     """Store the 4-d weights of a module channels last, in place."""
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class _SteadyConv2d(nn.Conv2d):
+    """A strided convolution that leaves bf16 on a CPU where a side of its input is one pixel.
+
+    oneDNN's bf16 weight gradient reads beyond such maps (infinite or NaN, at random); float32 is right there, and the
+    maps are too small to cost anything.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and 1 in x.shape[-2:] and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.to(self.weight.dtype))
+        return super().forward(x)
+
+
+def steady_convolutions(module: nn.Module) -> None:
+    """Guard the strided convolutions of a module against maps of one pixel, in place; weights and names stay."""
+    for part in module.modules():
+        if type(part) is nn.Conv2d and max(part.stride) > 1 and max(part.kernel_size) > 1:
+            part.__class__ = _SteadyConv2d
