@@ -183,7 +183,8 @@ def test_replacement_does_not_depend_on_rank_or_restart() -> None:
 
 
 def test_too_many_bad_samples_stop_the_run() -> None:
-    with pytest.raises(DataError, match="[45] of 60 samples of 'odd'"):
+    # The fourth is one too many; threads that were at work already may have found more by then.
+    with pytest.raises(DataError, match=r"([4-9]|1[0-2]) of 60 samples of 'odd'"):
         run(100, of=Odd(source(), bad(range(12))))
     with pytest.raises(DataError, match=f"the {PROBES} samples that were tried"):
         run(1, of=Odd(source(), bad(range(60))), bad_limit=1.0)
@@ -218,13 +219,13 @@ def test_closing_joins_the_threads_even_when_batches_wait() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
 def test_ctrl_c_ends_a_run_that_waits_for_data() -> None:
     code = """
-import time, numpy as np
+import os, time, numpy as np
 from imprint.data.arrays import ArraySource
 from imprint.data.loader import Loader
 from imprint.data.views import Crop, View
 class Slow(ArraySource):
     def read(self, i):
-        print("reading", flush=True)
+        os.write(1, b"reading\\n")  # in one piece: print writes the line and its end apart
         time.sleep(0.2)
         return super().read(i)
 with Loader(Slow(np.zeros((64, 8, 8, 3), np.uint8)), (View(name="v", crop=Crop(size=8)),),

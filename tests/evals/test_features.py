@@ -169,3 +169,13 @@ def test_sixteen_bit_single_channel(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 65536, (5, 8, 8, 1)).astype(np.uint16)
     table = extract(PixelEncoder(8, 1), ArraySource(images), normalise=PLAIN, device="cpu")
     np.testing.assert_allclose(table.features_ND, images.reshape(5, -1) / 65535.0, atol=1e-4)
+
+
+def test_channels_that_the_encoder_does_not_take_are_left_out_aloud(tiny, caplog) -> None:
+    rng = np.random.default_rng(0)
+    four = rng.integers(0, 255, (6, 32, 32, 4), dtype=np.uint8)
+    with caplog.at_level("WARNING"):
+        table = extract(tiny, ArraySource(four), normalise=PLAIN, workers=1, device="cpu")
+    assert "4 channels and the encoder takes the first 3 only" in caplog.text
+    want = extract(tiny, ArraySource(four[..., :3].copy()), normalise=PLAIN, workers=1, device="cpu")
+    torch.testing.assert_close(table.tensor, want.tensor)

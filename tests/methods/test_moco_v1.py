@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,11 +8,13 @@ from imprint.backbones.build import build_encoder
 from imprint.core.errors import ConfigError
 from imprint.core.progress import Progress
 from imprint.core.schedules import constant
+from imprint.data.arrays import ArraySource
 from imprint.data.batch import Batch
 from imprint.losses.info_nce import info_nce_queue
 from imprint.methods.moco_v1 import MoCoV1, MoCoV1Config
 from imprint.nn.split_norm import SplitBatchNorm, encode_keys
 from imprint.recipes.book import recipe
+from imprint.train.loop import train
 
 
 def make(**changes):
@@ -45,7 +48,7 @@ def test_paper_recipe():
 
 
 def test_head():
-    head = make().query.head
+    head = make().contrast.query.head
     assert isinstance(head, torch.nn.Linear) and head.out_features == 16 and head.bias is not None
 
 
@@ -53,47 +56,62 @@ def test_loss_is_against_the_queue_of_earlier_batches():
     method, t = make(), Progress(3, 10, 5)
     first = method(batch_of(), t)
     assert first.loss.item() == pytest.approx(0.0, abs=1e-6)  # nothing to tell the positive from yet
-    assert method.queue.filled.item() == method.queue.pointer.item() == 16
+    assert method.contrast.queue.filled.item() == method.contrast.queue.pointer.item() == 16
     assert first.metrics["moco/queue_filled"] == 0 and first.metrics["moco/accuracy"] == 1
-    held = method.queue.keys.clone()
+    held = method.contrast.queue.keys.clone()
     batch = batch_of(seed=1)
     loss = method(batch, t).loss
     views = batch.views["global"]
-    q, (k, _) = method.query(views[:1])[0], encode_keys(method.key, views[1:], 3)
+    q, (k, _) = method.contrast.query(views[:1])[0], encode_keys(method.contrast.key, views[1:], 3)
     torch.testing.assert_close(loss, info_nce_queue(q, k, held[:16], 0.07))
-    torch.testing.assert_close(method.queue.keys[16:32], torch.nn.functional.normalize(k, dim=1))
+    torch.testing.assert_close(method.contrast.queue.keys[16:32], torch.nn.functional.normalize(k, dim=1))
 
 
 def test_evaluation_mode_leaves_the_queue():
     method = make().eval()
     method(batch_of(), Progress(0, 10, 5))
-    assert method.queue.filled.item() == 0
+    assert method.contrast.queue.filled.item() == 0
 
 
 def test_a_queue_that_the_batch_does_not_divide_is_refused_before_any_work():
     with pytest.raises(ConfigError, match="choose a queue of 48 or 72 keys"):
-        make()(batch_of(24), Progress(0, 10, 5))
+        make().check_batch(24)
+
+
+def test_groups_that_the_batch_does_not_fill_are_refused():
+    method = make()
+    method.check_batch(16)
+    with pytest.raises(ConfigError, match="batch-norm groups"):
+        method.check_batch(2)  # one image in each of the two groups
+
+
+def test_a_run_with_such_a_batch_leaves_nothing_behind(tmp_path):
+    config = dataclasses.replace(recipe("moco_v1/debug"), batch_size=24, device="cpu", workers=1)
+    images = ArraySource(np.zeros((48, 32, 32, 3), dtype=np.uint8))
+    with pytest.raises(ConfigError, match="no multiple of the 24 keys"):
+        train(config, tmp_path / "run", source=images)
+    assert not (tmp_path / "run").exists()
 
 
 def test_gradient_reaches_all_of_the_query_encoder_and_nothing_else():
     method, t = make(), Progress(0, 10, 5)
     method(batch_of(), t)
     method(batch_of(seed=1), t).loss.backward()
-    assert all(p.grad is not None for p in method.query.parameters())
-    assert all(p.grad is None and not p.requires_grad for p in method.key.parameters())
-    assert method.query.head.weight.grad.norm() > 1e-3
-    assert method.encoder is method.query.backbone
+    assert all(p.grad is not None for p in method.contrast.query.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in method.contrast.key.parameters())
+    assert method.contrast.query.head.weight.grad.norm() > 1e-3
+    assert method.encoder is method.contrast.query.backbone
 
 
 def test_key_encoder_follows():
     method, t = make(momentum=constant(0.75)), Progress(0, 10, 5)
-    weight = method.query.head.weight
-    assert torch.equal(weight, method.key.head.weight)
+    weight = method.contrast.query.head.weight
+    assert torch.equal(weight, method.contrast.key.head.weight)
     before = weight.detach().clone()
     with torch.no_grad():
         weight.add_(1.0)
     method.after_optimizer_step(t)
-    torch.testing.assert_close(method.key.head.weight, before + 0.25)
+    torch.testing.assert_close(method.contrast.key.head.weight, before + 0.25)
 
 
 def test_batch_statistics_are_of_groups_and_shuffled():
@@ -103,7 +121,7 @@ def test_batch_statistics_are_of_groups_and_shuffled():
     batch, t = batch_of(), Progress(0, 10, 5)
     shuffled, straight = make(), make(shuffle=False)
     shuffled(batch, t), straight(batch, t)
-    assert (shuffled.queue.keys[:16] - straight.queue.keys[:16]).abs().max() > 1e-3
+    assert (shuffled.contrast.queue.keys[:16] - straight.contrast.queue.keys[:16]).abs().max() > 1e-3
     assert not any(isinstance(m, SplitBatchNorm) for m in make(norm_groups=1).modules())
 
 

@@ -119,4 +119,4 @@ def test_the_support_set_is_in_the_checkpoint_and_moves_in_training_only(method)
 
 def test_a_batch_that_does_not_fit_the_support_set_is_refused():
     with pytest.raises(ConfigError, match="no multiple"):
-        make(queue=12)(batch_of(), NOW)
+        make(queue=12).check_batch(8)

@@ -138,7 +138,7 @@ def test_queue_does_not_move_in_evaluation(method):
 
 def test_a_queue_shorter_than_the_batch_is_refused():
     with pytest.raises(ConfigError, match="queue of 4 features cannot take a batch of 8"):
-        make(queue=4)(batch_of(), LATE)
+        make(queue=4).check_batch(8)
 
 
 def test_no_gradient_reaches_the_codes(method):

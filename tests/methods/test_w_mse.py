@@ -84,7 +84,7 @@ def test_sizes_that_cannot_be_whitened_are_named():
     with pytest.raises(ConfigError, match="at least 2 views"):
         WMSEConfig(num_views=1)
     with pytest.raises(ConfigError, match="multiple of w_size"):
-        method_of()(batch_of(torch.randn(3, 12, 3, 32, 32)), NOW)
+        method_of().check_batch(12)
 
 
 def test_whitening_off_is_a_danger():

@@ -52,24 +52,10 @@ class Subset(Source):
         return digest(self.source.fingerprint, self.indices)
 
 
-class Aligned(Source):
-    """A source whose labels were renumbered by class name."""
+class Relabelled(Source):
+    """A source with other labels: a subclass sets `source`, `spec`, `classes` and `labels`."""
 
-    def __init__(self, source: Source, classes: tuple[str, ...]) -> None:
-        if source.labels is None:
-            raise DataError(f"'{source.spec}' has no labels. Give a folder with one subfolder per class, or a list.")
-        position = {name: k for k, name in enumerate(classes)}
-        missing = [name for name in source.classes if name not in position]
-        used = set(np.unique(source.labels).tolist())
-        missing = [name for name in missing if source.classes.index(name) in used]
-        if missing:
-            raise DataError(
-                f"'{source.spec}' has {len(missing)} classes that the other source lacks, such as '{missing[0]}'. "
-                "Both must name their classes alike."
-            )
-        table = np.array([position.get(name, -1) for name in source.classes], dtype=np.int64)
-        self.source, self.spec, self.classes = source, source.spec, classes
-        self.labels = table[source.labels] if len(source) else source.labels
+    source: Source
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -92,6 +78,26 @@ class Aligned(Source):
     def fingerprint(self) -> str:
         """Unchanged: the images are the same."""
         return self.source.fingerprint
+
+
+class Aligned(Relabelled):
+    """A source whose labels were renumbered by class name."""
+
+    def __init__(self, source: Source, classes: tuple[str, ...]) -> None:
+        if source.labels is None:
+            raise DataError(f"'{source.spec}' has no labels. Give a folder with one subfolder per class, or a list.")
+        position = {name: k for k, name in enumerate(classes)}
+        missing = [name for name in source.classes if name not in position]
+        used = set(np.unique(source.labels).tolist())
+        missing = [name for name in missing if source.classes.index(name) in used]
+        if missing:
+            raise DataError(
+                f"'{source.spec}' has {len(missing)} classes that the other source lacks, such as '{missing[0]}'. "
+                "Both must name their classes alike."
+            )
+        table = np.array([position.get(name, -1) for name in source.classes], dtype=np.int64)
+        self.source, self.spec, self.classes = source, source.spec, classes
+        self.labels = table[source.labels] if len(source) else source.labels
 
 
 class Concat(Source):

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from imprint.core.errors import ConfigError, DataError
 from imprint.core.rng import key
-from imprint.data.headers import Layout
-from imprint.data.sources import Labels, Sample, Source
+from imprint.data.combine import Relabelled
+from imprint.data.sources import Labels, Source
 
 Picked = npt.NDArray[np.int64]
 
@@ -49,7 +49,7 @@ class Labelled:
         return self.rest == "drop" or self.names is not None
 
 
-class HiddenLabels(Source):
+class HiddenLabels(Relabelled):
     """All images of a source, with labels where they are known and -1 elsewhere."""
 
     def __init__(self, source: Source, known: Picked) -> None:
@@ -58,28 +58,6 @@ class HiddenLabels(Source):
         self.spec = f"{source.spec}[{known.size} of {len(source)} labelled]"
         self.labels = np.full(len(source), -1, dtype=np.int64)
         self.labels[known] = source.labels[known]
-
-    def __len__(self) -> int:
-        """Return the number of samples, with and without label."""
-        return len(self.source)
-
-    def read(self, i: int) -> Sample:
-        """Return sample `i`."""
-        return self.source.read(i)
-
-    def name(self, i: int) -> str:
-        """Return the name of sample `i`."""
-        return self.source.name(i)
-
-    @property
-    def layout(self) -> Layout:
-        """Channels and depth of the source."""
-        return self.source.layout
-
-    @property
-    def fingerprint(self) -> str:
-        """Unchanged: the images are the same."""
-        return self.source.fingerprint
 
 
 def labelled_part(source: Source, wanted: Labelled | None, folder: Path) -> tuple[Source, Picked | None]:

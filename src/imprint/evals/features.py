@@ -5,6 +5,7 @@ Shapes: N images of the source, B of a batch, D width of the representation.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from imprint.evals.represent import evaluation_view, pick_device, pick_precision
 if TYPE_CHECKING:
     from imprint.backbones.encoder import Encoder
     from imprint.data.sources import Source
+
+_logger = logging.getLogger(__name__)
 
 
 def printable(name: str) -> str:
@@ -92,7 +95,14 @@ def stream(
     tokens: Tokens = "pooled",
     layers: Sequence[int] = (),
 ) -> Iterator[tuple[Tensor, Batch]]:
-    """Yield (features float32 (V, B, D) on the device, the batch they came from) in the order of the source."""
+    """Yield (features float32 (V, B, D) on the device, the batch they came from) in the order of the source.
+
+    Images with more channels than the encoder takes lose the last ones, and a warning says so.
+    """
+    if source.channels > encoder.channels:
+        _logger.warning(
+            "%s has %d channels and the encoder takes the first %d only", source.spec, source.channels, encoder.channels
+        )
     place = pick_device(device, encoder)
     dtype = pick_precision(precision, place)
     with resting(encoder, place):

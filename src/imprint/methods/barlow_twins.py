@@ -14,13 +14,11 @@ from imprint.core.progress import Progress
 from imprint.data.batch import Batch
 from imprint.data.view_recipes import byol_views
 from imprint.data.views import View
-from imprint.dist.collectives import all_gather, all_reduce_sum
-from imprint.dist.world import current
 from imprint.losses.barlow_twins import barlow_twins
-from imprint.losses.redundancy import Peers
 from imprint.methods.base import Method, MethodConfig, ParamGroup, StepOutput, split_decay
 from imprint.nn.branch import Branch
 from imprint.nn.heads import ProjectionMLP
+from imprint.nn.peers import peers
 from imprint.ops.spread import agreement
 
 
@@ -71,9 +69,7 @@ class BarlowTwins(Method):
         Views pass through the network one after the other, each with batch statistics of its own (public code).
         """
         z1_BD, z2_BD = (self.branch(view[None])[0] for view in batch.views["global"])
-        world = current()
-        peers = Peers(count=world.size, rank=world.rank, gather=all_gather, total=all_reduce_sum)
-        terms = barlow_twins(z1_BD, z2_BD, self.cfg.lambd, eps=self.cfg.eps, peers=peers)
+        terms = barlow_twins(z1_BD, z2_BD, self.cfg.lambd, eps=self.cfg.eps, peers=peers())
         metrics = agreement(z1_BD.detach(), z2_BD.detach())
         metrics["barlow_twins/on_diagonal"] = terms.on_diagonal
         metrics["barlow_twins/off_diagonal"] = terms.off_diagonal

@@ -124,6 +124,16 @@ class Method(nn.Module):
         """The encoder that is evaluated and exported."""
         raise TypeError(f"{type(self).__name__} declares no encoder")
 
+    def check_batch(self, rows: int) -> None:
+        """Refuse a batch that the method cannot work with, before a run writes anything.
+
+        Args:
+            rows: images of one forward pass over all processes.
+
+        Raises:
+            ConfigError: saying which sizes fit.
+        """
+
     @classmethod
     def dangers(cls, cfg: MethodConfig) -> tuple[str, ...]:
         """Say which safeguards against collapse this configuration switches off, a sentence each with its cure.

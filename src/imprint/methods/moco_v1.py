@@ -17,14 +17,9 @@ from imprint.core.schedules import Schedule, constant
 from imprint.data.batch import Batch
 from imprint.data.view_recipes import mocov1_views
 from imprint.data.views import View
-from imprint.dist.world import current
-from imprint.losses.info_nce import contrast_accuracy, info_nce_queue
 from imprint.methods.base import Method, MethodConfig, ParamGroup, StepOutput, one_group
 from imprint.nn.branch import Branch
-from imprint.nn.ema import ema_update_, frozen_copy
-from imprint.nn.queue import KeyQueue
-from imprint.nn.split_norm import average_running_, encode_keys, split_norms_
-from imprint.ops.spread import agreement
+from imprint.nn.momentum_contrast import MomentumContrast, contrast_dangers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +56,13 @@ class MoCoV1(Method):
     def __init__(self, cfg: MoCoV1Config, encoder: Encoder) -> None:
         super().__init__()
         self.cfg = cfg
-        self.query = Branch(encoder, nn.Linear(encoder.embed_dim, cfg.projection))
-        split_norms_(self.query, cfg.norm_groups)
-        self.key = frozen_copy(self.query)
-        self.queue = KeyQueue(cfg.projection, cfg.queue)
+        self.contrast = MomentumContrast(
+            Branch(encoder, nn.Linear(encoder.embed_dim, cfg.projection)),
+            width=cfg.projection,
+            queue=cfg.queue,
+            norm_groups=cfg.norm_groups,
+            shuffle=cfg.shuffle,
+        )
 
     @classmethod
     def views(cls, cfg: MethodConfig, image_size: int) -> tuple[View, ...]:
@@ -72,31 +70,22 @@ class MoCoV1(Method):
         assert isinstance(cfg, MoCoV1Config)
         return mocov1_views(image_size, scale=cfg.crop_scale, strength=cfg.colour)
 
+    def check_batch(self, rows: int) -> None:
+        """The queue takes whole batches, and batch-norm groups share them evenly."""
+        self.contrast.check_batch(rows)
+
     def forward(self, batch: Batch, t: Progress) -> StepOutput:
-        """Find the key of the same image among the queue's (Eq. 1), then put the new keys in for the oldest."""
-        if self.training:
-            self.queue.check(len(batch) * current().size)
-        views_VBCHW = batch.views["global"]
-        q_BD = self.query(views_VBCHW[:1])[0]
-        k_BD, k_AD = encode_keys(self.key, views_VBCHW[1:], t.step, shuffle=self.cfg.shuffle)
-        queue, filled = self.queue.keys, self.queue.filled
-        loss = info_nce_queue(q_BD, k_BD, queue, self.cfg.temperature, filled=filled)
-        few = slice(0, 16)  # enough rows of a shuffled batch for a monitor
-        metrics = agreement(q_BD.detach(), k_BD)
-        metrics["moco/accuracy"] = contrast_accuracy(q_BD[few], k_BD[few], queue, filled)
-        metrics["moco/queue_filled"] = filled / self.queue.size
-        if self.training:
-            self.queue.push_(k_AD)  # after use: negatives are of earlier batches
+        """Find the key of the same image among the queue's (Eq. 1); the new keys replace the oldest."""
+        loss, metrics = self.contrast(batch.views["global"], self.cfg.temperature, t.step)
         return StepOutput(loss, metrics)
 
     def after_optimizer_step(self, t: Progress) -> None:
-        """Move the key encoder: theta_k <- m theta_k + (1 - m) theta_q (Eq. 2).
+        """Move the key encoder (Eq. 2).
 
         The public code does so at the start of the next forward pass, before the keys are encoded: the same weights
         meet the same images. Its update before the very first pass mixes two equal networks and changes nothing.
         """
-        ema_update_(self.key, self.query, self.cfg.momentum(t.at(t.step + 1)))
-        average_running_(self)
+        self.contrast.follow_(self.cfg.momentum(t.at(t.step + 1)))
 
     def param_groups(self) -> list[ParamGroup]:
         """Decay all parameters, norms and biases, too (public code: one group)."""
@@ -106,27 +95,9 @@ class MoCoV1(Method):
     def dangers(cls, cfg: MethodConfig) -> tuple[str, ...]:
         """Name a key encoder that is too fast, and batch statistics that query and key share."""
         assert isinstance(cfg, MoCoV1Config)
-        found = []
-        if cfg.momentum.start < 0.9:
-            found.append(
-                f"momentum starts at {cfg.momentum.start:g}: a key encoder that changes so fast leaves the queue's "
-                "keys inconsistent and training fails or loses (arXiv 1911.05722, Sec. 4.1); set "
-                "--method.momentum.start 0.99 or more"
-            )
-        if cfg.norm_groups == 1:
-            found.append(
-                "norm_groups is 1: query and key share the statistics of the whole batch, by which the positive can be "
-                "told from the queue without looking at the image (arXiv 1911.05722, Sec. 3.3); set "
-                "--method.norm-groups 8"
-            )
-        elif not cfg.shuffle:
-            found.append(
-                "shuffle is off: query and key share their group's batch statistics, by which the positive can be told "
-                "without looking at the image (arXiv 1911.05722, Sec. 3.3); set --method.shuffle True"
-            )
-        return tuple(found)
+        return contrast_dangers(cfg.momentum.start, cfg.norm_groups, cfg.shuffle)
 
     @property
     def encoder(self) -> Encoder:
         """The query encoder without its last layer."""
-        return self.query.backbone
+        return self.contrast.query.backbone

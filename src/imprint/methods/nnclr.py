@@ -78,6 +78,10 @@ class NNCLR(Method):
         assert isinstance(cfg, NNCLRConfig)
         return simclr_views(image_size, scale=cfg.crop_scale, strength=cfg.colour, blur=cfg.blur)
 
+    def check_batch(self, rows: int) -> None:
+        """The support set takes whole batches."""
+        self.support.check(rows)
+
     def forward(self, batch: Batch, t: Progress) -> StepOutput:
         """Compute InfoNCE(NN(z1), p2) / 2 + InfoNCE(NN(z2), p1) / 2, then remember z1 (App. A, Algorithm 1)."""
         z1_BD, z2_BD = (self.branch(view[None])[0] for view in batch.views["global"])

@@ -138,6 +138,11 @@ class SimCLRv2(Method):
             return simclr_views(image_size, scale=cfg.crop_scale, strength=cfg.colour, blur=cfg.blur)
         return probe_views(image_size, scale=cfg.crop_scale)
 
+    def check_batch(self, rows: int) -> None:
+        """The memory takes the keys of both views of whole batches."""
+        if self.cfg.stage == "pretrain" and self.cfg.memory:
+            self.keys.check(2 * rows)
+
     def forward(self, batch: Batch, t: Progress) -> StepOutput:
         """Compute the stage's loss."""
         if self.cfg.stage == "pretrain":

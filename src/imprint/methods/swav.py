@@ -99,6 +99,11 @@ class SwAV(Method):
             blur=cfg.blur,
         )
 
+    def check_batch(self, rows: int) -> None:
+        """The queue holds at least a batch."""
+        if self.queue is not None:
+            self.queue.check(rows)
+
     def forward(self, batch: Batch, t: Progress) -> StepOutput:
         """Assign the large crops, then let every crop predict the codes of the others (Eqs. 1 and 6)."""
         z_VBD = self.branch(*(batch.views[name] for name in ("global", "local") if name in batch.views))

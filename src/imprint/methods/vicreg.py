@@ -20,13 +20,11 @@ from imprint.core.progress import Progress
 from imprint.data.batch import Batch
 from imprint.data.view_recipes import byol_views
 from imprint.data.views import View
-from imprint.dist.collectives import all_gather, all_reduce_sum
-from imprint.dist.world import current
-from imprint.losses.redundancy import Peers
 from imprint.losses.vicreg import vicreg
 from imprint.methods.base import Method, MethodConfig, StepOutput
 from imprint.nn.branch import Branch
 from imprint.nn.heads import ProjectionMLP
+from imprint.nn.peers import peers
 from imprint.ops.spread import agreement
 
 SAME = "same"
@@ -110,7 +108,6 @@ class VICReg(Method):
         first = tuple(range(self.branch.backbone.channels))
         z1_BD = self.branch(_seen(x_BCHW, first)[None])[0]
         z2_BD = (self.second or self.branch)(_seen(y_BCHW, cfg.second_channels or first)[None])[0]
-        world = current()
         terms = vicreg(
             z1_BD,
             z2_BD,
@@ -119,7 +116,7 @@ class VICReg(Method):
             cov_coeff=cfg.cov_coeff,
             gamma=cfg.gamma,
             eps=cfg.eps,
-            peers=Peers(count=world.size, rank=world.rank, gather=all_gather, total=all_reduce_sum),
+            peers=peers(),
         )
         metrics = agreement(z1_BD.detach(), z2_BD.detach())
         for name in ("invariance", "variance", "covariance"):

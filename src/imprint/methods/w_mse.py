@@ -86,6 +86,11 @@ class WMSE(Method):
         crop = Crop(size=image_size, scale=cfg.crop_scale, interpolation="bicubic")
         return (replace(view, count=cfg.num_views, crop=crop, look=replace(view.look, grey=cfg.grey)),)
 
+    def check_batch(self, rows: int) -> None:
+        """Sub-batches share the batch evenly."""
+        if self.cfg.whiten:
+            check_sizes(rows, self.cfg.projection, self.cfg.w_size, self.cfg.w_eps)
+
     def forward(self, batch: Batch, t: Progress) -> StepOutput:
         """Whiten every view by sub-batches of all processes' rows and compare all pairs of views (Eq. 3 to 6).
 

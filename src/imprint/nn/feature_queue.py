@@ -35,6 +35,18 @@ class FeatureQueue(nn.Module):
         """0-d bool on the device: whether every row holds a feature."""
         return self.filled >= self.features.shape[1]
 
+    def check(self, rows: int) -> None:
+        """Refuse more rows per push than the queue holds.
+
+        Raises:
+            ConfigError: saying how long it must be.
+        """
+        length = self.features.shape[1]
+        if rows > length:
+            raise ConfigError(
+                f"a queue of {length} features cannot take a batch of {rows}; make it at least that long."
+            )
+
     @torch.no_grad()
     def push_(self, z_WAD: Tensor) -> None:
         """Put rows in front, in their order; as many of the oldest leave.
@@ -43,10 +55,7 @@ class FeatureQueue(nn.Module):
             ConfigError: for more rows than the queue holds.
         """
         rows, length = z_WAD.shape[1], self.features.shape[1]
-        if rows > length:
-            raise ConfigError(
-                f"a queue of {length} features cannot take a batch of {rows}; make it at least that long."
-            )
+        self.check(rows)
         # One copy of the part that stays: source and target overlap.
         self.features[:, rows:] = self.features[:, : length - rows].clone()
         self.features[:, :rows] = z_WAD

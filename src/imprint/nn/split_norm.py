@@ -119,6 +119,16 @@ def local_groups(groups: int, rows: int, world: int) -> int:
     return count
 
 
+def check_groups(groups: int, rows: int) -> None:
+    """Refuse a global batch of `rows` images that does not split into the groups over the processes of this run.
+
+    Raises:
+        ConfigError: see `local_groups`.
+    """
+    world = current().size
+    local_groups(groups, rows // world, world)
+
+
 def split_norms_(module: nn.Module, groups: int) -> nn.Module:
     """Replace every batch norm below `module` by one over `groups` groups, in place; 1 leaves the norms alone.
 

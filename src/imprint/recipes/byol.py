@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from imprint.backbones.arch import Arch
 from imprint.core.progress import Epochs, Steps
 from imprint.core.schedules import constant, cosine
 from imprint.methods.byol import BYOLConfig
@@ -48,10 +47,8 @@ def small(image_size: int = 96) -> RunConfig:
             blur=0.0 if tiny else 1.0,
             solarise=0.0 if tiny else 0.2,
         ),
-        encoder=EncoderConfig(name="resnet18", image_size=image_size, stem=scale.stem(image_size)),
-        optim=OptimConfig(
-            name="adamw", lr=LR(base=2e-3, per=128, rule="sqrt", warmup=Epochs(1)), weight_decay=constant(1e-4)
-        ),
+        encoder=scale.resnet18(image_size),
+        optim=scale.adamw(),
         batch_size=128,
         length=Epochs(200),
         probe_every=Epochs(10),
@@ -71,12 +68,7 @@ def debug(image_size: int = 32) -> RunConfig:
         method=BYOLConfig(
             hidden=64, projection=16, momentum=cosine(0.9, 1.0), crop_scale=(0.2, 1.0), blur=0.0, solarise=0.0
         ),
-        encoder=EncoderConfig(
-            name="resnet18",
-            image_size=image_size,
-            stem="cifar",
-            arch=Arch(layers=(1, 1, 1, 1), channels=(16, 16, 32, 32)),
-        ),
+        encoder=scale.narrow_resnet(image_size),
         optim=OptimConfig(name="lars", lr=LR(base=0.3, warmup=Steps(2)), weight_decay=constant(1.5e-6)),
         batch_size=16,
         length=Steps(8),

@@ -46,10 +46,8 @@ def small(image_size: int = 96) -> RunConfig:
             momentum=cosine(0.99, 1.0),
             colour=0.5 if image_size <= scale.TINY else 1.0,
         ),
-        encoder=EncoderConfig(name="resnet18", image_size=image_size, stem=scale.stem(image_size)),
-        optim=OptimConfig(
-            name="adamw", lr=LR(base=2e-3, per=128, rule="sqrt", warmup=Epochs(1)), weight_decay=constant(1e-4)
-        ),
+        encoder=scale.resnet18(image_size),
+        optim=scale.adamw(),
         batch_size=128,
         length=Epochs(200),
         probe_every=Epochs(10),
@@ -67,12 +65,7 @@ def debug(image_size: int = 32) -> RunConfig:
     return RunConfig(
         name="moco_v1",
         method=MoCoV1Config(queue=64, momentum=constant(0.99), projection=16, norm_groups=2, colour=0.5),
-        encoder=EncoderConfig(
-            name="resnet18",
-            image_size=image_size,
-            stem="cifar",
-            arch=Arch(layers=(1, 1, 1, 1), channels=(16, 16, 32, 32)),
-        ),
+        encoder=scale.narrow_resnet(image_size),
         optim=OptimConfig(name="sgd", lr=LR(base=0.03, warmup=Steps(2)), weight_decay=constant(1e-4)),
         batch_size=16,
         length=Steps(8),

@@ -52,10 +52,8 @@ def small(image_size: int = 96) -> RunConfig:
     return RunConfig(
         name="moco_v3",
         method=_small_method(tiny),
-        encoder=EncoderConfig(name="resnet18", image_size=image_size, stem=scale.stem(image_size)),
-        optim=OptimConfig(
-            name="adamw", lr=LR(base=2e-3, per=128, rule="sqrt", warmup=Epochs(1)), weight_decay=constant(1e-4)
-        ),
+        encoder=scale.resnet18(image_size),
+        optim=scale.adamw(),
         batch_size=128,
         length=Epochs(200),
         probe_every=Epochs(10),

@@ -7,7 +7,9 @@ from typing import Literal
 
 from imprint.backbones.arch import Arch
 from imprint.backbones.load import is_stored
-from imprint.train.config import EncoderConfig
+from imprint.core.progress import Epochs
+from imprint.core.schedules import constant
+from imprint.train.config import LR, EncoderConfig, OptimConfig
 
 TINY = 64
 """Images up to this side (pixels) count as tiny: CIFAR stem, patches of an eighth of the side, no blur."""
@@ -16,6 +18,24 @@ TINY = 64
 def stem(image_size: int) -> Literal["imagenet", "cifar"]:
     """Return the ResNet stem for an image size: ImageNet's reduces fourfold, which leaves tiny images nothing."""
     return "cifar" if image_size <= TINY else "imagenet"
+
+
+def resnet18(image_size: int) -> EncoderConfig:
+    """Return the encoder of the small-scale recipes for CNNs."""
+    return EncoderConfig(name="resnet18", image_size=image_size, stem=stem(image_size))
+
+
+def narrow_resnet(image_size: int) -> EncoderConfig:
+    """Return a ResNet of four narrow blocks: for tests."""
+    arch = Arch(layers=(1, 1, 1, 1), channels=(16, 16, 32, 32))
+    return EncoderConfig(name="resnet18", image_size=image_size, stem="cifar", arch=arch)
+
+
+def adamw() -> OptimConfig:
+    """Return the optimizer that learned fastest in minutes on few images: AdamW at 2e-3 per 128 images."""
+    return OptimConfig(
+        name="adamw", lr=LR(base=2e-3, per=128, rule="sqrt", warmup=Epochs(1)), weight_decay=constant(1e-4)
+    )
 
 
 def patch(image_size: int) -> int:

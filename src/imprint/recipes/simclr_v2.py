@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from imprint.backbones.arch import Arch
 from imprint.core.progress import Epochs, Steps
 from imprint.core.schedules import constant
 from imprint.data.labelled import Labelled
@@ -119,9 +118,7 @@ def small(image_size: int = 96) -> tuple[RunConfig, RunConfig, RunConfig]:
         crop_scale=(0.2, 1.0),
         distill_temperature=1.0,
     )
-    adam = OptimConfig(
-        name="adamw", lr=LR(base=2e-3, per=128, rule="sqrt", warmup=Epochs(1)), weight_decay=constant(1e-4)
-    )
+    adam = scale.adamw()
     provenance = Provenance(
         source=SOURCE + "; CIFAR-10 settings: arXiv 2002.05709, App. B.9",
         expected="docs/results.md",
@@ -132,7 +129,7 @@ def small(image_size: int = 96) -> tuple[RunConfig, RunConfig, RunConfig]:
         name="simclr_v2",
         stage="pretrain",
         method=shared,
-        encoder=EncoderConfig(name="resnet18", image_size=image_size, stem=scale.stem(image_size)),
+        encoder=scale.resnet18(image_size),
         optim=adam,
         batch_size=128,
         length=Epochs(200),
@@ -171,12 +168,7 @@ def debug(image_size: int = 32) -> tuple[RunConfig, RunConfig, RunConfig]:
         name="simclr_v2",
         stage="pretrain",
         method=shared,
-        encoder=EncoderConfig(
-            name="resnet18",
-            image_size=image_size,
-            stem="cifar",
-            arch=Arch(layers=(1, 1, 1, 1), channels=(16, 16, 32, 32)),
-        ),
+        encoder=scale.narrow_resnet(image_size),
         optim=OptimConfig(name="lars", lars="simclr", lr=LR(base=0.1, per=1, rule="sqrt", warmup=Steps(2))),
         batch_size=16,
         length=Steps(8),

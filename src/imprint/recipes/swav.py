@@ -65,10 +65,8 @@ def small(image_size: int = 96) -> RunConfig:
             colour=0.5 if tiny else 1.0,
             blur=0.0 if tiny else 0.5,
         ),
-        encoder=EncoderConfig(name="resnet18", image_size=image_size, stem=scale.stem(image_size)),
-        optim=OptimConfig(
-            name="adamw", lr=LR(base=2e-3, per=128, rule="sqrt", warmup=Epochs(1)), weight_decay=constant(1e-4)
-        ),
+        encoder=scale.resnet18(image_size),
+        optim=scale.adamw(),
         batch_size=128,
         length=Epochs(200),
         probe_every=Epochs(10),
@@ -98,12 +96,7 @@ def debug(image_size: int = 32) -> RunConfig:
             colour=0.5,
             blur=0.0,
         ),
-        encoder=EncoderConfig(
-            name="resnet18",
-            image_size=image_size,
-            stem="cifar",
-            arch=Arch(layers=(1, 1, 1, 1), channels=(16, 16, 32, 32)),
-        ),
+        encoder=scale.narrow_resnet(image_size),
         optim=_larc(LR(base=0.6, end=1e-3, warmup=Steps(2))),
         batch_size=16,
         length=Steps(8),

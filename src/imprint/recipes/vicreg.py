@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from imprint.backbones.arch import Arch
 from imprint.core.progress import Epochs, Steps
 from imprint.core.schedules import constant
 from imprint.methods.vicreg import VICRegConfig
@@ -43,10 +42,8 @@ def small(image_size: int = 96) -> RunConfig:
     return RunConfig(
         name="vicreg",
         method=VICRegConfig(expander=(1024, 1024, 1024), crop_scale=(0.2, 1.0), blur=0.0 if tiny else 1.0),
-        encoder=EncoderConfig(name="resnet18", image_size=image_size, stem=scale.stem(image_size)),
-        optim=OptimConfig(
-            name="adamw", lr=LR(base=2e-3, per=128, rule="sqrt", warmup=Epochs(1)), weight_decay=constant(1e-4)
-        ),
+        encoder=scale.resnet18(image_size),
+        optim=scale.adamw(),
         batch_size=128,
         length=Epochs(200),
         probe_every=Epochs(10),
@@ -82,12 +79,7 @@ def debug(image_size: int = 32) -> RunConfig:
     return RunConfig(
         name="vicreg",
         method=VICRegConfig(expander=(64, 64, 64), blur=0.0),
-        encoder=EncoderConfig(
-            name="resnet18",
-            image_size=image_size,
-            stem="cifar",
-            arch=Arch(layers=(1, 1, 1, 1), channels=(16, 16, 32, 32)),
-        ),
+        encoder=scale.narrow_resnet(image_size),
         optim=OptimConfig(
             name="lars", lars="barlow", lr=LR(base=0.2, end=1e-3, warmup=Steps(2)), weight_decay=constant(1e-6)
         ),

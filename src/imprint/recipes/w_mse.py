@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from imprint.backbones.arch import Arch
 from imprint.core.progress import Epochs, Steps
 from imprint.core.schedules import constant
 from imprint.methods.w_mse import WMSEConfig
@@ -86,9 +85,7 @@ def small(image_size: int = 96) -> RunConfig:
     base = paper(image_size)
     return dataclasses.replace(
         base,
-        optim=OptimConfig(
-            name="adamw", lr=LR(base=2e-3, per=128, rule="sqrt", warmup=Epochs(1)), weight_decay=constant(1e-4)
-        ),
+        optim=scale.adamw(),
         batch_size=128,
         length=Epochs(200),
         probe_every=Epochs(10),
@@ -106,12 +103,7 @@ def debug(image_size: int = 32) -> RunConfig:
     return RunConfig(
         name="w_mse",
         method=WMSEConfig(num_views=3, hidden=32, projection=4, w_size=8, w_iter=2),
-        encoder=EncoderConfig(
-            name="resnet18",
-            image_size=image_size,
-            stem="cifar",
-            arch=Arch(layers=(1, 1, 1, 1), channels=(16, 16, 32, 32)),
-        ),
+        encoder=scale.narrow_resnet(image_size),
         optim=OptimConfig(name="adam", lr=LR(base=3e-3, rule="none", warmup=Steps(2)), weight_decay=constant(1e-6)),
         batch_size=16,
         length=Steps(8),

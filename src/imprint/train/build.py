@@ -18,6 +18,7 @@ def build(config: RunConfig, images: Source, folder: Path, world: World) -> tupl
     """Make the method around a fresh encoder, and the loader of the views and masks that it declares."""
     cls = method_class(config.name)
     method = build_method(config, images.channels)
+    method.check_batch(config.batch_size // config.accumulate)
     loader = Loader(
         images,
         cls.views(config.method, config.encoder.image_size),

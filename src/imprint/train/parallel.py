@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -19,6 +20,11 @@ from imprint.dist.world import World
 from imprint.methods.base import Method
 
 Forward = Callable[[Batch, Progress], tuple[Tensor, dict[str, Tensor]]]
+
+
+# Newer torch has another word for the broadcast of buffers before every forward pass, and warns about the old one.
+_WORDS = inspect.signature(DistributedDataParallel).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _WORDS else "broadcast_buffers"
 
 
 class _Pair(nn.Module):
@@ -64,7 +70,7 @@ class Parallel:
         if world.distributed:
             self._ddp = DistributedDataParallel(
                 pair,
-                broadcast_buffers=False,  # every process computes the same ones
+                **{_SYNC_BUFFERS: False},  # every process computes the same ones
                 gradient_as_bucket_view=True,
                 static_graph=accumulate == 1,
                 find_unused_parameters=accumulate > 1,
