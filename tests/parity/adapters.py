@@ -8,12 +8,16 @@ I-JEPA's schedules are the run's clock counted from 1 and stretched to T_max.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from case import Case, Out, arrays, tensor
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))  # so that this file can be loaded by its path from anywhere
+
+from case import Case, Out, arrays, tensor
 
 from imprint.core.progress import Epochs, Progress, Steps
 from imprint.core.schedules import Schedule, cosine
