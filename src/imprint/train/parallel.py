@@ -24,7 +24,7 @@ Forward = Callable[[Batch, Progress], tuple[Tensor, dict[str, Tensor]]]
 
 # Newer torch has another word for the broadcast of buffers before every forward pass, and warns about the old one.
 _WORDS = inspect.signature(DistributedDataParallel).parameters
-_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _WORDS else "broadcast_buffers"
+_NO_SYNC: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in _WORDS else "broadcast_buffers": False}
 
 
 class _Pair(nn.Module):
@@ -70,7 +70,7 @@ class Parallel:
         if world.distributed:
             self._ddp = DistributedDataParallel(
                 pair,
-                **{_SYNC_BUFFERS: False},  # every process computes the same ones
+                **_NO_SYNC,  # every process computes the same ones
                 gradient_as_bucket_view=True,
                 static_graph=accumulate == 1,
                 find_unused_parameters=accumulate > 1,
