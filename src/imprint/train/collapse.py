@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-FLAT_STD = {"embedding": 0.1, "rank": 0.01, "vicreg": 0.1}
+FLAT_STD = {"embedding": 0.2, "rank": 0.01, "vicreg": 0.1}
 REDUNDANT = 0.8
 LOW_RANK_SHARE = 0.02
 UNIFORM_SHARE = 0.999
