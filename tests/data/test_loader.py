@@ -219,7 +219,8 @@ def test_closing_joins_the_threads_even_when_batches_wait() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
 def test_ctrl_c_ends_a_run_that_waits_for_data() -> None:
     code = """
-import os, time, numpy as np
+import os, signal, time, numpy as np
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have had it ignored
 from imprint.data.arrays import ArraySource
 from imprint.data.loader import Loader
 from imprint.data.views import Crop, View
