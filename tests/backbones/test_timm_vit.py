@@ -1,4 +1,8 @@
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -266,17 +270,24 @@ def test_timms_own_patch_dropping_is_refused():
 
 @pytest.mark.parametrize("kind", ["plain", "registers", "average"])
 def test_works_under_ddp_without_unused_parameters(kind, tmp_path):
-    import torch.distributed as dist
-    from torch.nn.parallel import DistributedDataParallel
-
-    encoder = vit(kind)
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        model = DistributedDataParallel(encoder)
-        for _ in range(2):  # a parameter without gradient is only complained about in the next forward
-            features = model(images())
-            features.pooled_BD.square().sum().backward()
-        assert features.grid == (32 // encoder.patch_size,) * 2
-    finally:
-        dist.destroy_process_group()
-    assert all(p.grad is not None for p in encoder.parameters())
+    # In a process of its own: a group that is torn down inside the test process can take others' threads with it.
+    program = f"""
+import torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from test_timm_vit import images, vit
+encoder = vit({kind!r})
+dist.init_process_group("gloo", init_method="file://{tmp_path}/store", rank=0, world_size=1)
+model = DistributedDataParallel(encoder)
+for _ in range(2):  # a parameter without gradient is only complained about in the next forward
+    features = model(images())
+    features.pooled_BD.square().sum().backward()
+assert features.grid == (32 // encoder.patch_size,) * 2
+assert all(p.grad is not None for p in encoder.parameters())
+print("whole", flush=True)
+"""
+    path = os.pathsep.join((str(Path(__file__).parent), *sys.path))
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert "whole" in done.stdout, done.stderr
