@@ -19,8 +19,9 @@ from imprint.data.arrays import ArraySource
 from imprint.data.assembly import PROBES, available_cores, replacements
 from imprint.data.batch import Batch
 from imprint.data.loader import Loader, sweep
+from imprint.data.mask_kinds import RandomMask
 from imprint.data.sources import Sample, Source
-from imprint.data.views import CenterCrop, Crop, Look, RandomMask, View
+from imprint.data.views import CenterCrop, Crop, Look, View
 
 LOOK = Look(flip=0.5, brightness=0.4, contrast=0.4, jitter=0.8, grey=0.2)
 VIEWS = (

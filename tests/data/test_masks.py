@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 
 from imprint.core.errors import ConfigError
-from imprint.data.masks import draw_mask
-from imprint.data.views import RandomMask
+from imprint.data.mask_kinds import Mask, RandomMask
+from imprint.data.masks import Place, draw_masks
+
+
+def draw_mask(mask: Mask, seed: int, epoch: int, index_B: np.ndarray, name: str | None = None) -> np.ndarray:
+    """The masks of one process that has the whole batch."""
+    place = Place(seed=seed, epoch=epoch, step=0, index_B=index_B, first=0, total=index_B.size)
+    return draw_masks(mask, place)[name or mask.name]
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 0.5, 0.6, 0.75, 0.9])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from imprint.core.errors import ConfigError
-from imprint.ops.masking import keep_from_mask, kept_count, order_from_mask, random_masking, take_tokens
+from imprint.ops.masking import by_row, keep_from_mask, kept_count, order_from_mask, random_masking, take_tokens
 
 
 @pytest.mark.parametrize(("patches", "ratio"), [(16, 0.75), (49, 0.6), (196, 0.75), (10, 0.0), (7, 0.5)])
@@ -47,3 +47,13 @@ def test_take_tokens_passes_gradients_to_the_kept_only() -> None:
 def test_a_ratio_that_keeps_nothing_is_refused(ratio: float) -> None:
     with pytest.raises(ConfigError, match="mask ratio"):
         kept_count(16, ratio)
+
+
+def test_places_become_columns_by_row() -> None:
+    mask_VBN = torch.rand(3, 4, 20).argsort(-1) < 6
+    columns = by_row(mask_VBN.flatten().nonzero().squeeze(1), mask_VBN)
+    assert columns.shape == (3, 4, 6) and (columns.diff(dim=-1) > 0).all()
+    back = torch.zeros_like(mask_VBN).scatter(-1, columns, torch.ones_like(columns, dtype=torch.bool))
+    assert torch.equal(back, mask_VBN)
+    with pytest.raises(ConfigError, match="equal number"):
+        by_row(torch.arange(7), mask_VBN)

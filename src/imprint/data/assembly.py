@@ -22,11 +22,12 @@ from imprint.core.rng import key
 from imprint.data.augment import ViewEngine
 from imprint.data.batch import Batch
 from imprint.data.buffers import BufferPool
-from imprint.data.masks import draw_mask
+from imprint.data.mask_kinds import Mask
+from imprint.data.masks import Place, draw_masks
 from imprint.data.quarantine import Quarantine
 from imprint.data.sampler import Indices
 from imprint.data.sources import Sample, Source
-from imprint.data.views import Mask, View
+from imprint.data.views import View
 
 PROBES = 64
 """Replacements that are tried for one bad sample; all of them bad means that the source is hopeless."""
@@ -45,6 +46,9 @@ class Request:
         epoch: part of every random key.
         masks: what to draw beside the views.
         replace: put another sample in the place of a bad one; otherwise leave it out.
+        step: number of the step; masks that a batch shares are keyed by it.
+        first: place of the first of these rows in the global batch.
+        total: rows of the global batch; 0 means these are all.
     """
 
     index_B: Indices
@@ -52,6 +56,9 @@ class Request:
     epoch: int
     masks: tuple[Mask, ...] = ()
     replace: bool = True
+    step: int = 0
+    first: int = 0
+    total: int = 0
 
 
 class Assembly:
@@ -152,9 +159,12 @@ class _Job:
                 self.views[name] = self.assembly.allocate((copies, self.index_B.size, *shape))
             self.out: dict[str, npt.NDArray[Any]] = {name: view.numpy() for name, view in self.views.items()}
             self.draws = engine.draw(request.seed, request.epoch, request.index_B)
+            place = Place(
+                seed=request.seed, epoch=request.epoch, step=request.step, index_B=request.index_B,
+                first=request.first, total=request.total or request.index_B.size,
+            )  # fmt: skip
             self.masks = {
-                mask.name: torch.from_numpy(draw_mask(mask, request.seed, request.epoch, request.index_B))
-                for mask in request.masks
+                name: torch.from_numpy(mask) for kind in request.masks for name, mask in draw_masks(kind, place).items()
             }
             self._ready = True
 

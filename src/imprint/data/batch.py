@@ -20,6 +20,8 @@ class Batch:
     Attributes:
         views: images by view name, (V, B, C, H, W).
         masks: bool by mask name, (V, B, N), True = masked.
+        places: by mask name where the mask is True, int64 indices into its flattened (V B N), ascending; made by
+            `prepared` while the masks are still on the host, so that nobody waits for a device to know how many.
         clips: video by name, (V, B, T, C, H, W).
         tokens: text by name, (B, L) int64.
         index_B: position of each sample in its source, int64.
@@ -28,6 +30,7 @@ class Batch:
 
     views: dict[str, Tensor] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
+    places: dict[str, Tensor] = field(default_factory=dict)
     clips: dict[str, Tensor] = field(default_factory=dict)
     tokens: dict[str, Tensor] = field(default_factory=dict)
     index_B: Tensor
@@ -42,6 +45,7 @@ class Batch:
         return Batch(
             views={k: fn(v) for k, v in self.views.items()},
             masks={k: fn(v) for k, v in self.masks.items()},
+            places={k: fn(v) for k, v in self.places.items()},
             clips={k: fn(v) for k, v in self.clips.items()},
             tokens={k: fn(v) for k, v in self.tokens.items()},
             index_B=fn(self.index_B),
@@ -58,6 +62,7 @@ class Batch:
             self,
             views=cut_second(self.views),
             masks=cut_second(self.masks),
+            places={},
             clips=cut_second(self.clips),
             tokens={k: v[start:stop] for k, v in self.tokens.items()},
             index_B=self.index_B[start:stop],
@@ -66,7 +71,8 @@ class Batch:
 
     def prepared(self, device: torch.device, normalise: Normalise) -> Batch:
         """Return the batch on `device` with images normalised there; the host copies stay small integers."""
-        moved = self.map(lambda x: x.to(device, non_blocking=True))
+        places = {name: mask.flatten().nonzero().squeeze(1) for name, mask in self.masks.items()}
+        moved = replace(self, places=places).map(lambda x: x.to(device, non_blocking=True))
         return replace(
             moved,
             views={k: normalise(v) for k, v in moved.views.items()},

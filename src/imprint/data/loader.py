@@ -14,9 +14,10 @@ from types import TracebackType
 from imprint.core.errors import ConfigError
 from imprint.data.assembly import Assembly, Request, available_cores
 from imprint.data.batch import Batch
+from imprint.data.mask_kinds import Mask
 from imprint.data.quarantine import Quarantine
 from imprint.data.sources import Source, spread
-from imprint.data.views import Mask, View
+from imprint.data.views import View
 
 
 class Loader:
@@ -76,6 +77,7 @@ class Loader:
             world=world,
         )
         self.source, self.masks = source, tuple(masks)
+        self._rank, self._world = rank, world
         self.quarantine = Quarantine(source, quarantine_path, bad_limit)
         self.workers = checked_workers(workers, world)
         self._assembly = Assembly(
@@ -102,7 +104,16 @@ class Loader:
         """
         order = self.sampler
         return self._assembly.serve(
-            Request(rows, order.seed, order.epoch(step), self.masks) for step, rows in order.walk(start_step, stop_step)
+            Request(
+                rows,
+                order.seed,
+                order.epoch(step),
+                self.masks,
+                step=step,
+                first=self._rank * rows.size,
+                total=self._world * rows.size,
+            )  # fmt: skip
+            for step, rows in order.walk(start_step, stop_step)
         )
 
     def close(self) -> None:

@@ -113,19 +113,3 @@ class View:
         else:
             crop = replace(self.crop, size=size)
         return replace(self, crop=crop)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RandomMask:
-    """Uniformly random patches of every image, exactly int(N * (1 - ratio)) kept (MAE, arXiv 2111.06377, Sec. 3).
-
-    Delivered as `Batch.masks[name]`, bool of shape (count, B, N) with True = masked, N = (image size / patch size)^2.
-    """
-
-    name: str
-    count: int = 1
-    grid: tuple[int, int]
-    ratio: float = 0.75
-
-
-Mask = RandomMask
