@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -151,3 +152,46 @@ def test_mae_initialisation_is_xavier_uniform_and_for_vits_alone():
     assert 0.99 * (6 / sum(patches.shape)) ** 0.5 < patches.abs().max() <= (6 / sum(patches.shape)) ** 0.5
     with pytest.raises(ConfigError, match="is for ViTs"):
         build_encoder("resnet18", image_size=32, init="mae")
+
+
+def test_depth_and_part_settings_survive_json_and_the_command_line():
+    from imprint.cli import fields
+    from imprint.cli.overrides import apply_words, split
+    from imprint.core.codec import from_json, to_json
+    from imprint.recipes.book import recipe
+
+    line = (
+        "--encoder.drop-path 0.3 --encoder.drop-samples --encoder.uniform-drop-path --encoder.arch.layer-scale 1e-5 "
+        "--encoder.arch.mlp swiglu --encoder.arch.qk-norm true --encoder.registers 2"
+    )
+    _, pairs = split(line.split(), ())
+    config = apply_words(recipe("dino/debug"), pairs, fields.fields("dino")[0]).encoder
+    assert config.drop_samples and config.uniform_drop_path and config.arch.layer_scale == 1e-5
+    assert from_json(EncoderConfig, json.loads(json.dumps(to_json(config)))) == config
+    settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)} | {"channels": 3}
+    encoder = build_encoder(**settings)
+    again = build_encoder(**json.loads(json.dumps(encoder.config)))
+    assert again.config == encoder.config and encoder.config["drop_samples"] and encoder.config["uniform_drop_path"]
+    for built in (encoder, again):
+        block = built.model.blocks[0]
+        assert block.drop_path1.drop_prob == 0.3 and hasattr(block, "ls1") and built._drop_samples
+        assert block.mlp.fc1.weight.shape[0] == 2 * block.mlp.fc2.weight.shape[1] and hasattr(block.attn, "q_norm")
+    shapes = {k: v.shape for k, v in encoder.state_dict().items()}
+    assert {k: v.shape for k, v in again.state_dict().items()} == shapes
+
+
+def test_a_stored_encoder_of_before_these_settings_still_builds():
+    encoder = build_encoder("vit_tiny_patch16_224", image_size=32, arch=SMALL)
+    old = {k: v for k, v in encoder.config.items() if k not in ("drop_samples", "uniform_drop_path")}
+    assert build_encoder(**old).config == encoder.config
+
+
+def test_layer_scale_can_be_left_out_and_parts_without_positions_built():
+    encoder = build_encoder("vit_small_patch14_dinov2", image_size=28, arch=Arch(depth=1, layer_scale=0.0))
+    assert isinstance(encoder.model.blocks[0].ls1, torch.nn.Identity)
+    bare = build_encoder(
+        "vit_tiny_patch16_224", image_size=32, arch=Arch(depth=1, absolute_positions=False, pool="avg")
+    )
+    assert bare.model.pos_embed is None
+    features = bare.eval()(torch.randn(2, 3, 32, 32))
+    torch.testing.assert_close(features.pooled_BD, features.patches_BND.mean(1))

@@ -6,8 +6,11 @@ import torch
 
 from imprint.backbones.build import build_encoder
 from imprint.backbones.convert import load_state, load_weights
+from imprint.backbones.infer import infer_config
 from imprint.backbones.layouts import unwrap
-from imprint.core.errors import CheckpointError
+from imprint.backbones.public import public_state
+from imprint.backbones.stored import encoder_state
+from imprint.core.errors import CheckpointError, ConfigError
 
 SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 1}
 
@@ -231,3 +234,119 @@ def test_what_does_not_fit_is_an_error_and_changes_nothing():
 def test_missing_weights_may_be_allowed():
     report = load_state(vit(2), vit(1, arch={**SMALL, "depth": 1}).model.state_dict(), source="x", strict=False)
     assert all(k.startswith("blocks.1.") for k in report.missing) and len(report.missing) == 12
+
+
+PUBLIC = {
+    "dino": ("vit_tiny_patch16_224", {}),
+    "mae": ("vit_tiny_patch16_224", {"positions": "sincos"}),
+    "dinov2": ("vit_small_patch14_dinov2", {"mask_token": True}),
+    "dinov2_registers": ("vit_small_patch14_reg4_dinov2", {"mask_token": True}),
+    "dinov2_swiglu": ("vit_giant_patch14_dinov2", {"arch": {"mlp_ratio": 4.0}}),
+    "dinov2_own_swiglu": ("vit_tiny_patch16_224", {"arch": {"mlp": "swiglu", "layer_scale": 1e-5}, "registers": 4}),
+    "beit": ("beit_base_patch16_224", {}),
+    "beit_shared": (
+        "beit_base_patch16_224",
+        {"arch": {"relative_positions": "shared", "absolute_positions": False, "pool": "token"}, "mask_token": True},
+    ),
+}
+
+
+def public(kind, seed=0, **more):
+    name, options = PUBLIC[kind]
+    torch.manual_seed(seed)
+    arch = {**SMALL, **options.get("arch", {})}
+    encoder = build_encoder(name, **{"image_size": 32, "patch_size": 8, **options, **more, "arch": arch})
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return encoder.eval()
+
+
+@pytest.mark.parametrize("kind", PUBLIC)
+def test_an_encoder_goes_into_a_public_layout_and_back_without_loss(kind):
+    layout = kind.split("_")[0]
+    source, target = public(kind, 1), public(kind, 2)
+    state = public_state(source, layout)
+    report = load_state(target, add("teacher.backbone.", state), source=layout)
+    assert report.unexpected in ((), ("mask_token",)) and set(report.missing) <= {"mask_token"}
+    own = {k: v for k, v in encoder_state(source).items() if layout not in ("dino", "mae") or k != "mask_token"}
+    back = encoder_state(target)
+    assert [k for k, v in own.items() if not torch.equal(back[k], v)] == []
+    again = public_state(target, layout)
+    assert again.keys() == state.keys() and all(torch.equal(again[k], v) for k, v in state.items())
+
+
+@pytest.mark.parametrize("kind", ["dino", "mae", "dinov2", "dinov2_registers", "dinov2_swiglu", "beit", "beit_shared"])
+def test_timms_own_readers_of_public_checkpoints_agree(kind):
+    """timm's conversion of the public layout gives the same network as ours."""
+    from timm.models import beit, vision_transformer
+
+    source = public(kind, 1)
+    state = public_state(source, kind.split("_")[0])
+    theirs = public(kind, 2).model
+    read = (beit if kind.startswith("beit") else vision_transformer).checkpoint_filter_fn(dict(state), theirs)
+    problems = theirs.load_state_dict(read, strict=False)
+    assert problems.missing_keys == [] and set(problems.unexpected_keys) <= {"mask_token"}
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x), source(x).pooled_BD, rtol=1e-5, atol=1e-5)
+
+
+def test_a_public_dinov2_with_a_position_for_its_class_token_becomes_the_same_network():
+    """What DINOv2 itself stores: class token and position apart, also beside registers."""
+    source = public("dinov2_registers", 1)
+    state = public_state(source, "dinov2")
+    assert {"register_tokens", "mask_token"} <= state.keys() and state["mask_token"].shape == (1, 64)
+    position = torch.randn(64)
+    state["cls_token"] = state["cls_token"] - position
+    state["pos_embed"][0, 0] = position
+    target = public("dinov2_registers", 2)
+    load_state(target, state, source="dinov2")
+    agree(source, target, tolerance=1e-3)
+
+
+def test_public_names_of_a_swiglu_are_dinov2s():
+    names = public_state(public("dinov2_own_swiglu"), "dinov2")
+    assert "blocks.0.mlp.w12.weight" in names and "blocks.1.mlp.w3.bias" in names
+    assert names["blocks.0.mlp.w3.weight"].shape == (64, 176)  # 2/3 of 256, rounded up to 8
+
+
+def test_infer_reads_public_layouts():
+    for kind in ("dino", "dinov2_own_swiglu", "beit_shared", "beit"):
+        source = public(kind, 1)
+        config = infer_config(public_state(source, kind.split("_")[0]), "x")
+        target = build_encoder(**config).eval()
+        load_state(target, public_state(source, kind.split("_")[0]), source="x", strict=False)
+        agree(source, target)
+
+
+def test_a_shared_bias_serves_every_block_and_tables_are_resized():
+    """What BEiT's fine-tuning code does with a pretrained checkpoint."""
+    source = public("beit_shared", 1)
+    arch = {"relative_positions": "block", "absolute_positions": False, "pool": "token", **SMALL}
+    torch.manual_seed(0)
+    target = build_encoder("beit_base_patch16_224", image_size=32, patch_size=8, arch=arch).eval()
+    state = public_state(source, "beit")
+    report = load_state(target, state, source="beit")
+    assert report.adapted == ("the shared relative positions serve every block",)
+    agree(source, target)
+    large = public("beit_shared", 2, image_size=64)
+    report = load_state(large, state, source="beit")
+    assert report.adapted == ("relative positions interpolated from 4x4 to 8x8",)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(source(x).pooled_BD, large(x).pooled_BD, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout", "message"),
+    [
+        ("dino", "dinov9", "Did you mean 'dinov2'"),
+        ("dino", "beit", "another family"),
+        ("beit", "dino", "it has"),
+        ("dinov2", "mae", "ls1"),
+        ("dinov2_registers", "dino", "reg_token"),
+    ],
+)
+def test_what_a_public_layout_cannot_hold_is_refused(kind, layout, message):
+    with pytest.raises(ConfigError, match=message):
+        public_state(public(kind), layout)

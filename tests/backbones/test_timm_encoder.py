@@ -104,8 +104,9 @@ def test_masks_are_refused_with_advice():
         encoder.encode(torch.randn(1, 3, 64, 64), torch.ones(1, 4, dtype=torch.bool))
     with pytest.raises(ConfigError, match="choose a ViT"):
         encoder.enable_mask_token()
-    with pytest.raises(ConfigError, match="simclr"):
-        require_tokens(encoder, "mae", ("simclr", "dino"))
+    for needs in ({}, {"mask": True}, {"drop": True}):
+        with pytest.raises(ConfigError, match="simclr, dino"):
+            require_tokens(encoder, "mae", ("simclr", "dino"), **needs)
 
 
 def test_wrong_channels_are_named():
@@ -114,7 +115,7 @@ def test_wrong_channels_are_named():
 
 
 def test_models_of_one_size_say_so():
-    encoder = build_encoder("beit_base_patch16_224", image_size=32, arch={"depth": 1, "embed_dim": 32, "num_heads": 2})
+    encoder = build_encoder("cait_xxs24_224", image_size=32, arch={"depth": 1, "embed_dim": 32, "num_heads": 2})
     assert encoder(torch.randn(1, 3, 32, 32)).cls_BD is not None
     with pytest.raises(ConfigError, match="32 x 32 only"):
         encoder(torch.randn(1, 3, 64, 64))

@@ -291,3 +291,38 @@ print("whole", flush=True)
         capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
     assert "whole" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["plain", "registers", "dinov3"])
+def test_layers_take_masks_and_may_skip_the_norm(kind):
+    encoder = vit(kind, mask_token=True).eval()
+    x = images(2, 8 * 4, 8 * 4)
+    mask = torch.rand(2, 16) > 0.5
+    with torch.no_grad():
+        plain, masked = encoder.encode_layers(x, [-1])[0], encoder.encode_layers(x, [-1], mask_BN=mask)[0]
+        raw = encoder.encode_layers(x, [0, -1], mask_BN=mask, norm=False)
+        torch.testing.assert_close(masked.patches_BND, encoder.encode(x, mask).patches_BND)
+        torch.testing.assert_close(encoder.model.norm(raw[1].patches_BND), masked.patches_BND)
+    assert not torch.allclose(plain.patches_BND, masked.patches_BND)
+    assert not torch.allclose(raw[0].patches_BND, raw[1].patches_BND)
+
+
+def test_vits_can_do_what_methods_ask_for():
+    from imprint.backbones.encoder import require_tokens
+
+    encoder = vit()
+    assert encoder.has_tokens and encoder.can_mask and encoder.can_drop
+    require_tokens(encoder, "ibot", (), mask=True)
+    require_tokens(encoder, "mae", (), drop=True)
+
+
+def test_token_norms_are_those_of_the_patches_beside_registers():
+    from imprint.viz.token_norms import token_norms, tokens_before_norm
+
+    encoder = vit("registers").eval()
+    x = images()
+    with torch.no_grad():
+        raw = encoder.encode_layers(x, [-1], norm=False)[0].patches_BND
+    before = tokens_before_norm(encoder, x)
+    torch.testing.assert_close(before, raw)
+    assert token_norms(before.numpy()).norms_BN.shape == (2, 16)

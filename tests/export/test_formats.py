@@ -22,6 +22,15 @@ ENCODERS = {
     "layer_scale": ("vit_small_patch14_dinov2", {"patch_size": 8, "arch": SMALL}),
     "sincos_grey": ("vit_tiny_patch16_224", {"patch_size": 8, "arch": SMALL, "positions": "sincos", "channels": 1}),
     "rotary": ("vit_small_patch16_dinov3", {"patch_size": 8, "arch": SMALL}),
+    "swiglu": ("vit_tiny_patch16_224", {"patch_size": 8, "arch": {**SMALL, "mlp": "swiglu", "layer_scale": 0.1}}),
+    "beit": (
+        "beit_base_patch16_224",
+        {"patch_size": 8, "arch": {**SMALL, "relative_positions": "shared", "absolute_positions": False}},
+    ),
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        {"patch_size": 2, "arch": {"embed_dim": 16, "layers": [1, 1], "heads": [2, 2], "window": 4}},
+    ),
     "resnet18": ("resnet18", {}),
     "cifar": ("resnet18", {"stem": "cifar", "channels": 4}),
     "narrow_cifar": ("resnet18", {"stem": "cifar", "arch": NARROW}),
@@ -33,7 +42,8 @@ REFUSED = {
     ("timm", "cifar"), ("timm", "narrow_cifar"), ("hf", "cifar"), ("hf", "narrow_cifar"), ("timm", "half"),
     ("hf", "half"),
     *(("torchvision", kind) for kind in
-      ("registers", "layer_scale", "sincos_grey", "rotary", "narrow_cifar", "convnext", "tagged")),
+      ("registers", "layer_scale", "sincos_grey", "rotary", "narrow_cifar", "convnext", "tagged", "swiglu", "beit",
+       "swin")),
 }  # fmt: skip
 NEEDS = {"hf": ("transformers",), "onnx": ("onnx", "onnxruntime", "onnxscript")}
 SLOW = {"onnx": {"registers", "narrow_cifar"}}  # tracing takes seconds each; the others add no new operation

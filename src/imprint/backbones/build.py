@@ -10,9 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from imprint.backbones import dvae_encoder as _dvae_encoder  # noqa: F401  (a backbone of ours, by timm's name)
 from imprint.backbones import torchvision_compat  # noqa: F401  (makes timm importable)
 from imprint.backbones.arch import Arch
+from imprint.backbones.parts import family_arguments
+from imprint.backbones.pixel_transformer import SIZES as PIXEL_MODELS
+from imprint.backbones.pixel_transformer import Backbone, PixelTransformer, build_pixel_transformer
+from imprint.backbones.timm_beit import TimmBeit
 from imprint.backbones.timm_encoder import TimmEncoder
+from imprint.backbones.timm_swin import TimmSwin
 from imprint.backbones.timm_vit import POSITION_LAYOUTS, TimmViT
 from imprint.core.errors import ConfigError, unknown
 
@@ -35,20 +41,23 @@ def build_encoder(
     registers: int | None = None,
     drop_path: float = 0.0,
     positions: Literal["sincos", "sincos_mocov3"] | None = None,
-    init: Literal["timm", "mae", "mocov3"] = "timm",
+    init: Literal["timm", "mae", "mocov3", "beit"] = "timm",
     arch: Arch | Mapping[str, Any] | None = None,
+    drop_samples: bool = False,
+    uniform_drop_path: bool = False,
     mask_token: bool = False,
     pretrained: bool = False,
     weights: str | Path | None = None,
-) -> TimmEncoder:
+) -> Backbone:
     """Build an encoder.
 
     Weights are timm's random initialisation (from torch's global generator) unless `pretrained` or `weights` is given.
 
     Args:
-        name: timm model name, with a tag (`vit_base_patch16_224.mae`) for published weights; `timm:NAME` means the same
-            with `pretrained=True`, `random:NAME` without; or an Imprint run folder or exported file, whose shape and
-            weights are taken (settings that differ from the defaults here replace its own).
+        name: timm model name (or `image_gpt_s`, `_m`, `_l`: a transformer over pixels), with a tag
+            (`vit_base_patch16_224.mae`) for published weights; `timm:NAME` means the same with `pretrained=True`,
+            `random:NAME` without; or an Imprint run folder or exported file, whose shape and weights are taken
+            (settings that differ from the defaults here replace its own).
         image_size: side it is built for, pixels; other sizes are accepted in `encode`.
         channels: image channels.
         patch_size: ViT patch side; None keeps the model's own.
@@ -58,15 +67,20 @@ def build_encoder(
             own, 0 removes them.
         drop_path: stochastic depth rate at the last block, growing linearly from 0 at the first, in [0, 1).
         positions: `sincos` fixes non-trainable 2-d sin-cos positions (MAE), `sincos_mocov3` those of MoCo v3's layout.
-        init: random initialisation: timm's own, `mae` (linears and patch embedding Xavier-uniform, biases 0) or
-            `mocov3` (the same with queries, keys and values as three matrices, and a class token near zero).
+        init: random initialisation: timm's own, `mae` (linears and patch embedding Xavier-uniform, biases 0),
+            `mocov3` (the same with queries, keys and values as three matrices, and a class token near zero), or `beit`
+            (a narrow normal, the later the block the smaller its last matrices).
         arch: sizes that replace the model's own (`Arch`, or a mapping of its fields and other timm arguments).
+        drop_samples: where a ViT's rate of stochastic depth is above 0.1, leave samples of the batch out of a block
+            instead of zeroing their results (DINOv2): the block costs as much less.
+        uniform_drop_path: the same rate of stochastic depth in every block (DINOv2), for transformers.
         mask_token: create the learned mask token that `mask_BN` needs.
         pretrained: load timm's published weights; the only way here to reach the network.
         weights: local .safetensors, .pth or run folder to start from; public layouts are recognised (see `convert`).
 
     Returns:
-        A TimmEncoder (a TimmViT where tokens can be masked), in training mode.
+        A TimmEncoder (TimmViT, TimmBeit or TimmSwin where patches can be masked) or a PixelTransformer, in training
+        mode.
 
     Raises:
         ConfigError: for an unknown name (the nearest is named), sizes that do not fit together, options that do not
@@ -80,6 +94,7 @@ def build_encoder(
     config: dict[str, Any] = {
         "name": name, "image_size": image_size, "channels": channels, "patch_size": patch_size, "stem": stem,
         "registers": registers, "drop_path": drop_path, "positions": positions, "arch": arch, "mask_token": mask_token,
+        "drop_samples": drop_samples, "uniform_drop_path": uniform_drop_path,
     }  # fmt: skip
     if is_stored(name):
         weights = weights or stored_weights(name)
@@ -94,8 +109,10 @@ def build_encoder(
         pretrained = pretrained or prefix == "timm"
     if pretrained and weights is not None:
         raise ConfigError(f"encoder '{name}': give pretrained or weights, not both; they are two different starts.")
-    encoder = _assemble(config)
-    if init != "timm":
+    encoder: Backbone = build_pixel_transformer(config) if config["name"] in PIXEL_MODELS else _assemble(config)
+    if init == "beit":
+        _init_beit(encoder)
+    elif init != "timm":
         _init_xavier(encoder, init)
     if pretrained:
         _load_published(encoder)
@@ -116,6 +133,8 @@ def published_config(name: str) -> dict[str, Any]:
     """
     from timm.models import get_pretrained_cfg
 
+    if name in PIXEL_MODELS:
+        return {"input_size": (3, 32, 32)}
     _family(name)
     published = get_pretrained_cfg(name)
     return {} if published is None else dict(published.to_dict())
@@ -123,7 +142,7 @@ def published_config(name: str) -> dict[str, Any]:
 
 _DEFAULTS: dict[str, Any] = {
     "channels": 3, "patch_size": None, "stem": "imagenet", "registers": None, "drop_path": 0.0, "positions": None,
-    "arch": {}, "mask_token": False,
+    "arch": {}, "mask_token": False, "drop_samples": False, "uniform_drop_path": False,
 }  # fmt: skip
 
 
@@ -134,11 +153,22 @@ def _assemble(config: dict[str, Any]) -> TimmEncoder:
     stride = None
     if config["stem"] != "imagenet":
         stride = _small_stem(model, config)
+    if config["uniform_drop_path"] and config["drop_path"]:
+        _same_rate(model, config)
+    from timm.models.beit import Beit
     from timm.models.eva import Eva
+    from timm.models.swin_transformer import SwinTransformer
+    from timm.models.swin_transformer_v2 import SwinTransformerV2
     from timm.models.vision_transformer import VisionTransformer
 
+    if isinstance(model, Beit):
+        return TimmBeit(model, config)
     if isinstance(model, VisionTransformer) or (isinstance(model, Eva) and not model.rope_mixed):
         return TimmViT(model, config)
+    if config["drop_samples"]:
+        raise ConfigError(f"'{config['name']}' cannot leave samples out of a block; choose a ViT, or drop_samples off.")
+    if isinstance(model, SwinTransformer | SwinTransformerV2) and config["positions"] is None:
+        return TimmSwin(model, config)
     if config["positions"] is not None or config["mask_token"]:
         what = f"positions='{config['positions']}'" if config["positions"] else "a mask token"
         raise ConfigError(f"'{config['name']}' cannot have {what}; choose a ViT such as vit_small_patch16_224.")
@@ -176,7 +206,7 @@ def _check(config: dict[str, Any], family: str) -> None:
             f"encoder '{name}': stem='{config['stem']}' is for ResNets (resnet18, resnet50 ...); leave it at imagenet."
         )
     if family not in _TOKEN_MODULES:
-        if config["patch_size"] is not None and family not in _SWIN_MODULES:
+        if config["patch_size"] is not None and family not in (*_SWIN_MODULES, "beit"):
             raise ConfigError(f"encoder '{name}' has no patches to size; leave patch_size out or choose a ViT.")
         if config["registers"]:
             raise ConfigError(f"encoder '{name}' has no register tokens; choose a ViT such as vit_small_patch16_224.")
@@ -189,14 +219,13 @@ def timm_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     family = _family(config["name"])
     arguments: dict[str, Any] = {"num_classes": 0, "in_chans": config["channels"]}
     arch = {k: tuple(v) if isinstance(v, list) else v for k, v in config["arch"].items()}
-    if family == "convnext":  # timm's own words for the same two things
-        arch = {{"layers": "depths", "channels": "dims"}.get(k, k): v for k, v in arch.items()}
+    arch = family_arguments(config["name"], family, arch)
     if family == "resnet" and config["stem"] != "imagenet" and "channels" in arch:
         # A plain timm stem is always 64 wide; the deep one takes its width from us and is replaced right after.
         arguments |= {"stem_type": "deep", "stem_width": arch["channels"][0] // 2}
     if family == "resnet" and any(len(arch[k]) != 4 for k in ("layers", "channels") if k in arch):
         raise ConfigError(f"encoder '{config['name']}': arch layers and channels of a ResNet are four numbers each.")
-    if config["drop_path"]:
+    if config["drop_path"] or family in _SWIN_MODULES:  # timm's own rate for Swins is 0.1
         arguments["drop_path_rate"] = config["drop_path"]
     published = get_pretrained_cfg(config["name"])
     if published is not None and published.fixed_input_size:
@@ -235,6 +264,17 @@ def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
     return model
 
 
+def _same_rate(model: Any, config: dict[str, Any]) -> None:
+    """Give every residual branch of a transformer the same rate of stochastic depth (timm's grows with depth)."""
+    from timm.layers.drop import DropPath
+
+    found = [(m, name) for m in model.modules() for name in ("drop_path1", "drop_path2") if hasattr(m, name)]
+    if not found:
+        raise ConfigError(f"'{config['name']}' has no transformer blocks; leave uniform_drop_path off.")
+    for module, name in found:
+        setattr(module, name, DropPath(config["drop_path"]))
+
+
 def _small_stem(model: Any, config: dict[str, Any]) -> int:
     """Replace a ResNet's stem by a 3x3 convolution without pooling; return the new total stride."""
     if not hasattr(model, "maxpool") or not hasattr(model, "bn1"):
@@ -249,15 +289,38 @@ def _small_stem(model: Any, config: dict[str, Any]) -> int:
     return int(model.feature_info[-1]["reduction"])
 
 
-def _init_xavier(encoder: TimmEncoder, style: str) -> None:
+def _init_beit(encoder: Backbone) -> None:
+    """Initialise a ViT as BEiT does (arXiv 2106.08254, Sec. 2.5; microsoft/unilm, modeling_pretrain.py).
+
+    All from N(0, 0.02) cut at one deviation; the last matrices of block l, from 1, are divided by sqrt(2 l).
+    """
+    blocks: Any = getattr(encoder.model, "blocks", None)
+    if not encoder.can_mask or blocks is None or isinstance(encoder, PixelTransformer):
+        raise ConfigError(f"encoder '{encoder.name}': init='beit' is for ViTs; leave init at timm.")
+
+    def draw(weight: torch.Tensor) -> None:
+        nn.init.trunc_normal_(weight, std=0.02, a=-0.02, b=0.02)
+
+    for name, parameter in encoder.model.named_parameters():
+        if parameter.ndim >= 2 and name.endswith((".weight", "cls_token", "pos_embed")) and parameter.requires_grad:
+            draw(parameter)
+        elif name.endswith("bias") and parameter.ndim == 1:
+            nn.init.zeros_(parameter)
+    with torch.no_grad():
+        for layer, block in enumerate(blocks, 1):
+            for last in (block.attn.proj, block.mlp.fc2):
+                last.weight.div_((2.0 * layer) ** 0.5)
+
+
+def _init_xavier(encoder: Backbone, style: str) -> None:
     """Initialise a ViT as MAE does (arXiv 2111.06377, App. A.1: xavier_uniform, "following ViT's official code").
 
     MoCo v3 (arXiv 2104.02057, public code) bounds queries, keys and values as the three matrices they are, and starts
     the class token at a standard deviation of 1e-6.
     """
     if style not in ("mae", "mocov3"):
-        raise unknown("init", style, ("timm", "mae", "mocov3"))
-    if not encoder.has_tokens:
+        raise unknown("init", style, ("timm", "mae", "mocov3", "beit"))
+    if not encoder.has_tokens or isinstance(encoder, PixelTransformer):
         raise ConfigError(f"encoder '{encoder.name}': init='{style}' is for ViTs; leave init at timm.")
     for name, module in encoder.named_modules():
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and "patch_embed" in name):
@@ -271,7 +334,7 @@ def _init_xavier(encoder: TimmEncoder, style: str) -> None:
             nn.init.normal_(cls_token, std=0.02 if style == "mae" else 1e-6)
 
 
-def _load_published(encoder: TimmEncoder) -> None:
+def _load_published(encoder: Backbone) -> None:
     """Download timm's weights for the encoder's name and fit them to its shape (channels, positions, registers)."""
     import timm
     from timm.models import get_pretrained_cfg

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from imprint.backbones.layouts import State, candidates
+from imprint.backbones.pixel_transformer import Backbone, PixelTransformer
 from imprint.backbones.read import read_state
-from imprint.backbones.timm_encoder import TimmEncoder
+from imprint.backbones.timm_beit import CLASS_DISTANCES, TimmBeit, resized_table
+from imprint.backbones.timm_swin import TimmSwin
 from imprint.backbones.timm_vit import POSITION_STYLE, TimmViT
 from imprint.core.errors import CheckpointError
 from imprint.ops.positions import interpolate_positions
@@ -53,7 +55,7 @@ class LoadReport:
         return text
 
 
-def load_weights(encoder: TimmEncoder, path: str | Path, *, strict: bool = True) -> LoadReport:
+def load_weights(encoder: Backbone, path: str | Path, *, strict: bool = True) -> LoadReport:
     """Load a local .safetensors, .pth/.pt/.tar file or a folder with one into `encoder`; nothing in it is executed.
 
     Raises:
@@ -62,7 +64,7 @@ def load_weights(encoder: TimmEncoder, path: str | Path, *, strict: bool = True)
     return load_state(encoder, read_state(path), source=str(path), strict=strict)
 
 
-def load_state(encoder: TimmEncoder, state: Mapping[str, Tensor], *, source: str, strict: bool = True) -> LoadReport:
+def load_state(encoder: Backbone, state: Mapping[str, Tensor], *, source: str, strict: bool = True) -> LoadReport:
     """Load tensors under any known naming into `encoder`.
 
     Positions are interpolated to the encoder's grid, the first layer is fitted to its channels and patch size, and
@@ -78,7 +80,7 @@ def load_state(encoder: TimmEncoder, state: Mapping[str, Tensor], *, source: str
         CheckpointError: when nothing matches, shapes differ, or (with `strict`) weights are missing.
     """
     target: State = dict(encoder.model.state_dict())
-    if isinstance(encoder, TimmViT) and encoder.mask_token is not None:
+    if isinstance(encoder, TimmViT | TimmSwin) and encoder.mask_token is not None:
         target["mask_token"] = encoder.mask_token
     layout, prefix, found = _best(state, target)
     if not found.keys() & target.keys():
@@ -135,7 +137,7 @@ def _misfit(found: State, target: Mapping[str, Tensor], key: str) -> bool:
     return key in found and found[key].shape != target[key].shape
 
 
-def _fit(encoder: TimmEncoder, found: State, target: Mapping[str, Tensor]) -> tuple[State, list[str]]:
+def _fit(encoder: Backbone, found: State, target: Mapping[str, Tensor]) -> tuple[State, list[str]]:
     found, adapted = dict(found), []
     for norm, other in (("norm", "fc_norm"), ("fc_norm", "norm")):  # same norm, before or after pooling
         if f"{norm}.weight" in target and f"{norm}.weight" not in found and f"{other}.weight" in found:
@@ -146,9 +148,34 @@ def _fit(encoder: TimmEncoder, found: State, target: Mapping[str, Tensor]) -> tu
     _fit_first_layer(found, target, adapted)
     if "mask_token" in found:
         found["mask_token"] = found["mask_token"].reshape(1, 1, -1)
-    if "pos_embed" in found and "pos_embed" in target and isinstance(encoder, TimmViT):
+    if isinstance(encoder, TimmBeit):
+        _fit_relative(encoder, found, target, adapted)
+    if "pos_embed" in found and "pos_embed" in target and isinstance(encoder, TimmViT | PixelTransformer):
         _fit_positions(encoder, found, target, adapted)
     return found, adapted
+
+
+def _fit_relative(encoder: TimmBeit, found: State, target: Mapping[str, Tensor], adapted: list[str]) -> None:
+    """Give every block the shared bias where it has one of its own (BEiT's fine-tuning code), and resize tables."""
+    shared = found.get("rel_pos_bias.relative_position_bias_table")
+    ending = ".attn.relative_position_bias_table"
+    own = [k for k in target if k.endswith(ending)]
+    if shared is not None and own and not any(k in found for k in own):
+        for name in own:
+            found[name] = shared.clone()
+        if "rel_pos_bias.relative_position_bias_table" not in target:
+            del found["rel_pos_bias.relative_position_bias_table"]
+        adapted.append("the shared relative positions serve every block")
+    grid = encoder.image_size // encoder.patch_size
+    resized = set()
+    for name, table in found.items():
+        if name not in target or not name.endswith("relative_position_bias_table") or not _misfit(found, target, name):
+            continue
+        side = (math.isqrt(table.shape[0] - CLASS_DISTANCES) + 1) // 2
+        if (2 * side - 1) ** 2 + CLASS_DISTANCES == table.shape[0]:
+            found[name] = resized_table(table, (side, side), (grid, grid))
+            resized.add(side)
+    adapted.extend(f"relative positions interpolated from {s}x{s} to {grid}x{grid}" for s in sorted(resized))
 
 
 def _fit_first_layer(found: State, target: Mapping[str, Tensor], adapted: list[str]) -> None:
@@ -176,7 +203,9 @@ def _fit_first_layer(found: State, target: Mapping[str, Tensor], adapted: list[s
     found[name] = weight
 
 
-def _fit_positions(encoder: TimmViT, found: State, target: Mapping[str, Tensor], adapted: list[str]) -> None:
+def _fit_positions(
+    encoder: TimmViT | PixelTransformer, found: State, target: Mapping[str, Tensor], adapted: list[str]
+) -> None:
     table, wanted = found["pos_embed"].float(), target["pos_embed"]
     if table.ndim == 2:
         table = table.unsqueeze(0)

@@ -45,7 +45,9 @@ class Encoder(nn.Module):
         channels: C.
         image_size: side it was built for; others are accepted (positions are interpolated).
         prefix_tokens: class token plus registers.
-        has_tokens: True when `mask`, `keep` and `attention` work (ViTs).
+        has_tokens: patch tokens that can be looked at: `attention` and `encode_layers` of single blocks work (ViTs).
+        can_mask: `encode` takes `mask_BN` once `enable_mask_token` was called (ViTs, Swin).
+        can_drop: `encode` takes `keep_BM` (ViTs whose positions are added to the tokens or rotate them).
     """
 
     name: str
@@ -56,6 +58,8 @@ class Encoder(nn.Module):
     image_size: int
     prefix_tokens: int = 0
     has_tokens: bool = False
+    can_mask: bool = False
+    can_drop: bool = False
 
     def encode(self, images_BCHW: Tensor, mask_BN: Tensor | None = None, keep_BM: Tensor | None = None) -> Features:
         """Encode images.
@@ -74,8 +78,30 @@ class Encoder(nn.Module):
         """Same as `encode` (so that DDP, compile and hooks see the call)."""
         return self.encode(images_BCHW, mask_BN, keep_BM)
 
-    def encode_layers(self, images_BCHW: Tensor, layers: Sequence[int]) -> list[Features]:
-        """Return Features after the given blocks (ViT, final norm applied) or stages (CNN); negatives count back."""
+    def encode_many(self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None) -> list[Features]:
+        """Encode several batches of different image sizes in one pass; equal to calling `encode` on each.
+
+        A ViT runs its linear layers once over the tokens of all batches, and attention within each image (the
+        block-diagonal attention of DINOv2, arXiv 2304.07193, Sec. 5); other encoders take one batch after the other.
+
+        Args:
+            images: normalised floats (B_i, C, H_i, W_i).
+            masks: per batch bool (B_i, N_i) or None.
+        """
+        masks = [None] * len(images) if masks is None else masks
+        return [self(x, m) for x, m in zip(images, masks, strict=True)]
+
+    def encode_layers(
+        self, images_BCHW: Tensor, layers: Sequence[int], *, mask_BN: Tensor | None = None, norm: bool = True
+    ) -> list[Features]:
+        """Return Features after the given blocks (ViT) or stages (CNN); negatives count back.
+
+        Args:
+            images_BCHW: normalised floats.
+            layers: which blocks or stages.
+            mask_BN: see `encode`.
+            norm: apply the final norm to each; False gives what the blocks put out (data2vec's targets).
+        """
         raise ConfigError(f"encoder '{self.name}' does not give single layers.")
 
     def attention(self, images_BCHW: Tensor, layer: int = -1) -> Tensor:
@@ -85,6 +111,14 @@ class Encoder(nn.Module):
             ConfigError: for encoders without attention.
         """
         raise ConfigError(f"encoder '{self.name}' has no attention; choose a ViT for attention maps.")
+
+    def enable_mask_token(self, std: float = 0.02) -> None:
+        """Create the learned mask token that `mask_BN` needs, drawn from N(0, std); once.
+
+        Raises:
+            ConfigError: for encoders without `can_mask`.
+        """
+        raise ConfigError(f"encoder '{self.name}' has no patches to mask; choose a ViT or a Swin.")
 
     def freeze_patch_projection(self) -> None:
         """Keep a ViT's random patch projection as it is: its parameters take no gradient.
@@ -108,13 +142,35 @@ class Encoder(nn.Module):
         raise ConfigError(f"encoder '{self.name}' has no stored configuration.")
 
 
-def require_tokens(encoder: Encoder, method: str, alternatives: Sequence[str]) -> None:
-    """Refuse an encoder without tokens for a method that needs them.
+def require_tokens(
+    encoder: Encoder, method: str, alternatives: Sequence[str], *, mask: bool = False, drop: bool = False
+) -> None:
+    """Refuse an encoder that cannot do what a method asks of it.
+
+    Args:
+        encoder: the encoder.
+        method: who asks.
+        alternatives: methods that suit encoders without patch tokens.
+        mask: patches are replaced by a learned token: ViTs and Swins suit.
+        drop: patches are left out: ViTs whose positions belong to the tokens suit.
+            With neither, patch tokens are asked for, which ViTs have.
 
     Raises:
-        ConfigError: naming the methods that suit the encoder.
+        ConfigError: naming what suits.
     """
-    if not encoder.has_tokens:
+    instead = f" or a method for other encoders: {', '.join(alternatives)}" if alternatives else ""
+    if mask and not encoder.can_mask:
+        raise ConfigError(
+            f"{method} hides patches behind a learned token and '{encoder.name}' has no place for one. Choose a ViT or "
+            f"a Swin (for example --encoder vit_small_patch16_224 or swin_tiny_patch4_window7_224){instead}."
+        )
+    if drop and not encoder.can_drop:
+        why = "has relative positions for the full grid only" if encoder.has_tokens else "has no tokens to leave out"
+        raise ConfigError(
+            f"{method} encodes a part of the patches only and '{encoder.name}' {why}. "
+            f"Choose a ViT with positions of its tokens (for example --encoder vit_small_patch16_224){instead}."
+        )
+    if not (mask or drop) and not encoder.has_tokens:
         raise ConfigError(
             f"{method} works on patch tokens and '{encoder.name}' has none. "
             "Choose a ViT (for example --encoder vit_small_patch16_224), or a method for CNNs: "

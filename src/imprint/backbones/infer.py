@@ -1,4 +1,4 @@
-"""Read the architecture off a checkpoint that does not name it: the standard ViTs and ResNets."""
+"""Read the architecture off a checkpoint that does not name it: the standard ViTs, BEiTs and ResNets."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from imprint.backbones.layouts import State, candidates
+from imprint.backbones.parts import swiglu_width
+from imprint.backbones.timm_beit import CLASS_DISTANCES
 from imprint.core.errors import CheckpointError
 
 _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
@@ -68,14 +70,23 @@ def _vit(state: State, num_heads: int | None) -> dict[str, Any] | None:
     blocks = {int(m[1]) for k in state if (m := re.match(r"blocks\.(\d+)\.", k))}
     positions, cls = state.get("pos_embed"), state.get("cls_token")
     hidden = state.get("blocks.0.mlp.fc1.weight")
+    if patch.ndim == 4 and blocks and any(k.endswith("relative_position_bias_table") for k in state):
+        return _beit(state, len(blocks))
     if patch.ndim != 4 or positions is None or cls is None or hidden is None or not blocks:
         return None
     num_heads = num_heads or patch.shape[0] // _HEAD_WIDTH
-    if not num_heads or patch.shape[0] % num_heads or hidden.shape[0] != state["blocks.0.mlp.fc2.weight"].shape[1]:
+    if not num_heads or patch.shape[0] % num_heads:
         return None
     width, side = patch.shape[0], patch.shape[-1]
     arch: dict[str, Any] = {"embed_dim": width, "depth": len(blocks), "num_heads": num_heads}
-    if hidden.shape[0] != 4 * width:
+    read = state["blocks.0.mlp.fc2.weight"].shape[1]
+    if hidden.shape[0] == 2 * read:
+        arch["mlp"] = "swiglu"
+        if swiglu_width(4 * width) != read:
+            arch["mlp_ratio"] = 1.5 * read / width
+    elif hidden.shape[0] != read:
+        return None
+    elif hidden.shape[0] != 4 * width:
         arch["mlp_ratio"] = hidden.shape[0] / width
     if "blocks.0.ls1.gamma" in state:
         arch["init_values"] = 1.0
@@ -88,6 +99,37 @@ def _vit(state: State, num_heads: int | None) -> dict[str, Any] | None:
         "channels": patch.shape[1],
         "patch_size": side,
         "registers": registers,
+        "arch": arch,
+    }
+
+
+def _beit(state: State, depth: int) -> dict[str, Any] | None:
+    patch, hidden = state["patch_embed.proj.weight"], state.get("blocks.0.mlp.fc1.weight")
+    tables = [v for k, v in state.items() if k.endswith("relative_position_bias_table")]
+    grid = (math.isqrt(tables[0].shape[0] - CLASS_DISTANCES) + 1) // 2
+    if hidden is None or (2 * grid - 1) ** 2 + CLASS_DISTANCES != tables[0].shape[0]:
+        return None
+    shared = "rel_pos_bias.relative_position_bias_table" in state
+    gamma = state.get("blocks.0.gamma_1")
+    arch = {
+        "embed_dim": patch.shape[0],
+        "depth": depth,
+        "num_heads": tables[0].shape[1],
+        "mlp_ratio": hidden.shape[0] / patch.shape[0],
+        "layer_scale": 0.0 if gamma is None else 0.1,
+        "absolute_positions": "pos_embed" in state,
+        "relative_positions": "shared" if shared else "block",
+    }
+    side = patch.shape[-1]
+    if "fc_norm.weight" in state:  # a fine-tuned model pools first, as timm's do
+        arch |= {"global_pool": "avg", "use_fc_norm": True}
+    else:
+        arch["pool"] = "token"
+    return {
+        "name": "beit_base_patch16_224",
+        "image_size": grid * side,
+        "channels": patch.shape[1],
+        "patch_size": side,
         "arch": arch,
     }
 

@@ -88,9 +88,10 @@ def _rename(state: State, rules: list[tuple[str, str]]) -> State:
 
 
 def _timm_vit(state: State) -> State:
-    """Take timm's, DINO's, DINOv2's, DINOv3's, MAE's and MoCo v3's ViTs, which share almost all names."""
+    """Take timm's, DINO's, DINOv2's, DINOv3's, MAE's, MoCo v3's and BEiT's ViTs, which share almost all names."""
+    computed = (".periods", ".bias_mask", ".relative_position_index")
     return _rename(
-        {k: v for k, v in state.items() if not k.endswith((".periods", ".bias_mask")) and k != "local_cls_norm"},
+        {k: v for k, v in state.items() if not k.endswith(computed) and k != "local_cls_norm"},
         [
             (r"^(register_tokens|storage_tokens)$", "reg_token"),
             (r"^blocks\.\d+\.(\d+\.)", r"blocks.\1"),  # DINOv2 trained in chunks: blocks.CHUNK.INDEX.

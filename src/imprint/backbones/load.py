@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from imprint.backbones.pixel_transformer import Backbone
 from imprint.backbones.read import PICKLES, SAFETENSORS, read_state
 from imprint.backbones.stored import IMAGENET_MEAN, IMAGENET_STD, description_of, verified
-from imprint.backbones.timm_encoder import TimmEncoder
 from imprint.core.errors import CheckpointError, ConfigError
 
 
-def load_encoder(name: str | Path, *, image_size: int | None = None) -> TimmEncoder:
+def load_encoder(name: str | Path, *, image_size: int | None = None) -> Backbone:
     """Load an encoder, in evaluation mode, on the CPU.
 
     Args:

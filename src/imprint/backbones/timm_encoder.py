@@ -1,7 +1,8 @@
 """Any timm backbone under the encoder contract. This file holds what CNNs and hierarchical models need.
 
-ViTs, whose tokens can be masked, dropped and looked at, are in `timm_vit`. Widths, strides and layouts are read from
-timm's own descriptions (`num_features`, `feature_info`, `output_fmt`), never from a dummy forward.
+ViTs, whose tokens can be masked, dropped and looked at, are in `timm_vit` and `timm_beit`, Swins in `timm_swin`.
+Widths, strides and layouts are read from timm's own descriptions (`num_features`, `feature_info`, `output_fmt`), never
+from a dummy forward.
 
 Shapes: B images, C channels, H x W pixels, N = gh * gw patches, D width.
 """
@@ -22,7 +23,7 @@ Layout = Literal["NCHW", "NHWC", "NLC"]
 
 
 class TimmEncoder(Encoder):
-    """A timm model under the contract: CNNs, and transformers that give a map (Swin) or plain tokens (BEiT, XCiT).
+    """A timm model under the contract: CNNs, and transformers that give a map or plain tokens (XCiT).
 
     `pooled_BD` is what timm's own classifier would read: `forward_head(features, pre_logits=True)`. It has `embed_dim`
     columns; the few CNNs with a hidden layer in their head (MobileNetV3, VGG) give `patches_BND` of another width,
@@ -71,19 +72,23 @@ class TimmEncoder(Encoder):
         raw = model.forward_features(images_BCHW)
         return self._features(raw, model.forward_head(raw, pre_logits=True), images_BCHW, self._layout)
 
-    def encode_layers(self, images_BCHW: Tensor, layers: Sequence[int]) -> list[Features]:
+    def encode_layers(
+        self, images_BCHW: Tensor, layers: Sequence[int], *, mask_BN: Tensor | None = None, norm: bool = True
+    ) -> list[Features]:
         """Return Features after the given stages, 0 the first and -1 the last; each pooled by its mean.
 
         Raises:
-            ConfigError: for a stage that does not exist, or a model without `forward_intermediates` in timm.
+            ConfigError: for a stage that does not exist, a model without `forward_intermediates` in timm, or masks.
         """
+        if mask_BN is not None:
+            raise ConfigError(f"'{self.name}' has no tokens to mask. Choose a ViT or a Swin.")
         self.check_images(images_BCHW)
         model: Any = self.model
         if not hasattr(model, "forward_intermediates"):
             raise ConfigError(f"timm gives no intermediate stages of '{self.name}'; use its last one through `encode`.")
         wanted = [self.layer_index(layer) + self._first_stage for layer in layers]
         order = sorted(set(wanted))
-        maps = model.forward_intermediates(images_BCHW, indices=order, norm=True, intermediates_only=True)
+        maps = model.forward_intermediates(images_BCHW, indices=order, norm=norm, intermediates_only=True)
         by_stage = dict(zip(order, maps, strict=True))
         return [self._features(by_stage[i], None, images_BCHW, "NCHW") for i in wanted]
 
@@ -156,9 +161,9 @@ class TimmEncoder(Encoder):
         """Create the learned mask token. CNNs have none.
 
         Raises:
-            ConfigError: always here; `TimmViT` overrides it.
+            ConfigError: always here; `TimmViT` and `TimmSwin` override it.
         """
-        raise ConfigError(f"'{self.name}' has no patch tokens, so no mask token; choose a ViT.")
+        raise ConfigError(f"'{self.name}' has no patch tokens, so no mask token; choose a ViT or a Swin.")
 
     def drop_mask_token(self) -> None:
         """Remove the learned mask token, which only pretraining needs; nothing to do for a CNN."""

@@ -1,7 +1,7 @@
 """timm's ViTs under the contract: masked and dropped patches, registers, layer outputs, attention, any image size.
 
 Covers the VisionTransformer family (ViT, DeiT, DINO, DINOv2, MAE, CLIP, SigLIP, hybrids) and the Eva family with axial
-rotary positions (EVA-02, DINOv3). The weights stay timm's, under timm's names, in `self.model`.
+rotary positions (EVA-02, DINOv3); BEiT is in `timm_beit`. The weights stay timm's, under timm's names, in `self.model`.
 
 Shapes: B images, C channels, H x W pixels, N = gh * gw patches, M kept patches, P prefix tokens (class, then
 distillation or registers), T = P + N (or P + M) tokens, D width, h heads.
@@ -9,7 +9,8 @@ distillation or registers), T = P + N (or P + M) tokens, D width, h heads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from imprint.backbones.attention import attention_probabilities
 from imprint.backbones.encoder import Features
+from imprint.backbones.packed import Group, packable, run_block
 from imprint.backbones.timm_encoder import TimmEncoder
 from imprint.core.errors import ConfigError
 from imprint.ops.positions import Layout, Style, interpolate_positions, sincos_2d
@@ -46,6 +48,8 @@ class TimmViT(TimmEncoder):
     """
 
     has_tokens = True
+    can_mask = True
+    can_drop = True
 
     def __init__(self, model: nn.Module, config: Mapping[str, Any]) -> None:
         described: Any = model
@@ -62,25 +66,74 @@ class TimmViT(TimmEncoder):
         self.position_prefix = 0 if positions is None else positions.shape[1] - described.patch_embed.num_patches
         if config.get("positions"):
             self._fix_sincos_positions(POSITION_LAYOUTS[config["positions"]])
+        self._packable = all(packable(block) for block in described.blocks)
+        self._drop_samples = bool(config.get("drop_samples"))
+        if self._drop_samples and not self._packable:
+            raise ConfigError(
+                f"'{self.name}' has blocks that cannot leave out samples; leave drop_samples off or take a plain ViT."
+            )
         if config.get("mask_token"):
             self.enable_mask_token()
 
     def encode(self, images_BCHW: Tensor, mask_BN: Tensor | None = None, keep_BM: Tensor | None = None) -> Features:
         """Encode images; see the contract and the class. Nothing here waits for the device."""
         tokens_BTD, rope, grid = self._embed(images_BCHW, mask_BN, keep_BM)
-        for block in self._blocks():
-            tokens_BTD = self._run(block, tokens_BTD, rope)
+        for block, bias in zip(self._blocks(), self._biases(grid), strict=True):
+            tokens_BTD = self._run(block, tokens_BTD, rope, bias)
         return self._split(tokens_BTD, grid)
 
-    def encode_layers(self, images_BCHW: Tensor, layers: Sequence[int]) -> list[Features]:
-        """Return Features after the given blocks, in the order asked for, the final norm applied to each."""
+    def encode_many(self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None) -> list[Features]:
+        """Encode batches of several image sizes in one packed pass (see the contract and `packed`).
+
+        Blocks that `packed` does not know (parallel, post-norm) take one batch after the other.
+        """
+        masks = [None] * len(images) if masks is None else masks
+        if len(images) < 2 or not self._packable:
+            return super().encode_many(images, masks)
+        run: Callable[..., list[Features]] = self.__dict__.get("_packed_compiled", self._packed)
+        return run(images, masks)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile `forward`, as torch does, and the packed pass with the same settings."""
+        super().compile(*args, **kwargs)
+        self.__dict__["_packed_compiled"] = torch.compile(self._packed, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave compiled code out of copies, as torch does."""
+        state: dict[str, Any] = dict(super().__getstate__())
+        state.pop("_packed_compiled", None)
+        return state
+
+    def _packed(self, images: Sequence[Tensor], masks: Sequence[Tensor | None]) -> list[Features]:
+        embedded = [self._embed(x, m, None) for x, m in zip(images, masks, strict=True)]
+        groups = [Group(t.shape[0], t.shape[1], rope) for t, rope, _ in embedded]
+        biases = [self._biases(grid) for _, _, grid in embedded]
+        x_SD = torch.cat([t.flatten(0, 1) for t, _, _ in embedded])
+        for index, block in enumerate(self._blocks()):
+            own = [replace(g, bias_hTT=b[index]) for g, b in zip(groups, biases, strict=True)]
+            if self._grad_checkpointing and torch.is_grad_enabled():
+                x_SD = checkpoint(run_block, block, x_SD, own, self._drop_samples, use_reentrant=False)
+            else:
+                x_SD = run_block(block, x_SD, own, self._drop_samples)
+        model: Any = self.model
+        parts = model.norm(x_SD).split([g.batch * g.tokens for g in groups])
+        return [
+            self._described(part.unflatten(0, (g.batch, g.tokens)), grid)
+            for part, g, (_, _, grid) in zip(parts, groups, embedded, strict=True)
+        ]
+
+    def encode_layers(
+        self, images_BCHW: Tensor, layers: Sequence[int], *, mask_BN: Tensor | None = None, norm: bool = True
+    ) -> list[Features]:
+        """Return Features after the given blocks, in the order asked for; the final norm applied to each by default."""
         wanted = [self.layer_index(layer) for layer in layers]
-        tokens_BTD, rope, grid = self._embed(images_BCHW, None, None)
+        tokens_BTD, rope, grid = self._embed(images_BCHW, mask_BN, None)
         found: dict[int, Features] = {}
-        for index, block in enumerate(self._blocks()[: max(wanted, default=-1) + 1]):
-            tokens_BTD = self._run(block, tokens_BTD, rope)
+        pairs = zip(self._blocks(), self._biases(grid), strict=True)
+        for index, (block, bias) in enumerate(list(pairs)[: max(wanted, default=-1) + 1]):
+            tokens_BTD = self._run(block, tokens_BTD, rope, bias)
             if index in wanted:
-                found[index] = self._split(tokens_BTD, grid)
+                found[index] = self._split(tokens_BTD, grid) if norm else self._described(tokens_BTD, grid)
         return [found[index] for index in wanted]
 
     def attention(self, images_BCHW: Tensor, layer: int = -1) -> Tensor:
@@ -92,10 +145,11 @@ class TimmViT(TimmEncoder):
             ConfigError: for a block whose attention has no probabilities to show (linear, differential).
         """
         index = self.layer_index(layer)
-        tokens_BTD, rope, _ = self._embed(images_BCHW, None, None)
-        for block in self._blocks()[:index]:
-            tokens_BTD = self._run(block, tokens_BTD, rope)
-        return attention_probabilities(self._blocks()[index], tokens_BTD, rope, self.name)
+        tokens_BTD, rope, grid = self._embed(images_BCHW, None, None)
+        biases = self._biases(grid)
+        for block, bias in zip(self._blocks()[:index], biases[:index], strict=True):
+            tokens_BTD = self._run(block, tokens_BTD, rope, bias)
+        return attention_probabilities(self._blocks()[index], tokens_BTD, rope, self.name, biases[index])
 
     def enable_mask_token(self, std: float = 0.02) -> None:
         """Create the learned mask token, drawn from N(0, std); once. Call before DDP, the optimizer and EMA copies."""
@@ -123,14 +177,24 @@ class TimmViT(TimmEncoder):
         model: Any = self.model
         return list(model.blocks)
 
-    def _run(self, block: nn.Module, tokens_BTD: Tensor, rope: Tensor | None) -> Tensor:
-        arguments = (tokens_BTD,) if rope is None else (tokens_BTD, rope)
+    def _biases(self, grid: tuple[int, int]) -> list[Tensor | None]:
+        """Return what each block adds to its attention scores, (h, T, T) or None."""
+        return [None] * self.depth
+
+    def _run(self, block: nn.Module, tokens_BTD: Tensor, rope: Tensor | None, bias_hTT: Tensor | None) -> Tensor:
+        run: Callable[..., Tensor] = block
+        arguments: tuple[Any, ...] = (tokens_BTD,) if rope is None else (tokens_BTD, rope)
+        if bias_hTT is not None or (self._drop_samples and self.training):
+            run, arguments = self._run_own, (block, tokens_BTD, rope, bias_hTT)
         if self._grad_checkpointing and torch.is_grad_enabled():
-            out = checkpoint(block, *arguments, use_reentrant=False)
-        else:
-            out = block(*arguments)
-        result: Tensor = out
-        return result
+            result: Tensor = checkpoint(run, *arguments, use_reentrant=False)
+            return result
+        return run(*arguments)
+
+    def _run_own(self, block: nn.Module, tokens_BTD: Tensor, rope: Tensor | None, bias_hTT: Tensor | None) -> Tensor:
+        batch, tokens, _ = tokens_BTD.shape
+        groups = [Group(batch, tokens, rope, bias_hTT)]
+        return run_block(block, tokens_BTD.flatten(0, 1), groups, self._drop_samples).unflatten(0, (batch, tokens))
 
     def _embed(
         self, images_BCHW: Tensor, mask_BN: Tensor | None, keep_BM: Tensor | None
@@ -138,7 +202,9 @@ class TimmViT(TimmEncoder):
         """Return tokens before the blocks, rotary positions, and the patch grid."""
         model: Any = self.model
         grid = self._grid(images_BCHW)
-        x_BND = model.patch_embed(images_BCHW).flatten(1, 2)
+        x_BND = model.patch_embed(images_BCHW)
+        if x_BND.ndim == 4:  # most give a map (B, gh, gw, D), BEiT's gives tokens
+            x_BND = x_BND.flatten(1, 2)
         if mask_BN is not None:
             if self.mask_token is None:
                 raise ConfigError(
@@ -156,7 +222,9 @@ class TimmViT(TimmEncoder):
         prefix_1PD = self._prefix(positions_1TD)
         if prefix_1PD is not None:
             x_BND = torch.cat([prefix_1PD.expand(x_BND.shape[0], -1, -1).to(x_BND.dtype), x_BND], dim=1)
-        return model.norm_pre(model.pos_drop(x_BND)), rope, grid
+        x_BND = model.pos_drop(x_BND)
+        before = getattr(model, "norm_pre", None)
+        return x_BND if before is None else before(x_BND), rope, grid
 
     def _grid(self, images_BCHW: Tensor) -> tuple[int, int]:
         self.check_images(images_BCHW)
@@ -188,7 +256,10 @@ class TimmViT(TimmEncoder):
 
     def _split(self, tokens_BTD: Tensor, grid: tuple[int, int]) -> Features:
         model: Any = self.model
-        x_BTD = model.norm(tokens_BTD)
+        return self._described(model.norm(tokens_BTD), grid)
+
+    def _described(self, x_BTD: Tensor, grid: tuple[int, int]) -> Features:
+        model: Any = self.model
         first = int(self._has_class_token)
         return Features(
             pooled_BD=model.forward_head(x_BTD, pre_logits=True),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from imprint.backbones.encoder import Encoder, Features
-from imprint.backbones.timm_encoder import TimmEncoder
+from imprint.backbones.pixel_transformer import Backbone
 from imprint.core.errors import CheckpointError, ConfigError
 
 
@@ -44,7 +44,7 @@ class Subject:
         provenance: JSON-ready facts kept beside it.
     """
 
-    encoder: TimmEncoder
+    encoder: Backbone
     mean: tuple[float, ...]
     std: tuple[float, ...]
     provenance: Mapping[str, Any]
@@ -62,10 +62,12 @@ def subject(
     """Return a copy of `encoder` ready to be written, without its mask token, which only pretraining needs.
 
     Raises:
-        ConfigError: when `encoder` is no TimmEncoder, or mean and std do not fit its channels.
+        ConfigError: when `encoder` is no backbone that `build_encoder` makes, or mean and std do not fit its channels.
     """
-    if not isinstance(encoder, TimmEncoder):
-        raise ConfigError(f"only encoders built on timm can be exported, '{type(encoder).__name__}' is none.")
+    if not isinstance(encoder, Backbone):
+        raise ConfigError(
+            f"only encoders that build_encoder makes can be exported, '{type(encoder).__name__}' is none."
+        )
     for what, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, encoder.channels):
             raise ConfigError(f"{what} has {len(values)} values for {encoder.channels} channels; give one or one each.")

@@ -9,6 +9,7 @@ from typing import Any
 
 from imprint.backbones.encoder import Encoder
 from imprint.backbones.load import load_encoder, load_normalise
+from imprint.backbones.pixel_transformer import PixelTransformer
 from imprint.backbones.stored import IMAGENET_MEAN, IMAGENET_STD, description_of
 from imprint.core.errors import ConfigError, unknown
 from imprint.export.check import ExportResult, Subject, subject
@@ -58,6 +59,11 @@ def export(
         if stored is not None and stored[0].resolve() in (out.resolve(), (out / stored[0].name).resolve()):
             raise ConfigError(f"{stored[0]} is what would be exported; choose another place for --out.")
     source = _subject(encoder, mean, std, provenance)
+    if isinstance(source.encoder, PixelTransformer) and format not in ("safetensors", "onnx"):
+        raise ConfigError(
+            f"'{source.encoder.name}' is Imprint's own network, which {format} does not have. Use --format safetensors "
+            "(read by imprint.load_encoder) or onnx."
+        )
     module, function = FORMATS[format]
     write: Callable[[Subject, Path], ExportResult] = getattr(importlib.import_module(module), function)
     return write(source, out)

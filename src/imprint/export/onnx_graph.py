@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from imprint.backbones.encoder import Encoder
 from imprint.backbones.stored import write_aside
-from imprint.backbones.timm_encoder import TimmEncoder
 from imprint.core.errors import CheckpointError, MissingExtra
 from imprint.export.check import ExportResult, Subject, compare, reference
 
@@ -22,7 +22,7 @@ OPSET = 18
 class _Outputs(nn.Module):
     """The encoder as a function of images alone, with plain tensors as outputs."""
 
-    def __init__(self, encoder: TimmEncoder) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
 

@@ -13,7 +13,7 @@ from imprint.backbones.build import published_config
 from imprint.backbones.stored import encoder_state, write_aside
 from imprint.core.errors import ConfigError
 from imprint.export.check import ExportResult, Subject, compare, reference
-from imprint.export.recipe import refuse_cifar_stem, timm_call
+from imprint.export.recipe import imports, refuse_cifar_stem, timm_call
 
 
 def export_timm(source: Subject, out: Path) -> ExportResult:
@@ -29,10 +29,11 @@ def export_timm(source: Subject, out: Path) -> ExportResult:
     images = source.images()
     ours = reference(source, images)
     line = f"timm.create_model('local-dir:{out}', pretrained=True)"
+    lines = f"{imports(timm_call(source.encoder)[0])}\nmodel = {line}.eval()"
     model: Any = _load(out)
     with torch.no_grad():
         diff = compare(out, {"pooled": ours.pooled_BD}, {"pooled": model(images)}, tolerance=1e-5)
-    return ExportResult(format="timm", path=out, max_abs_diff=diff, how_to_load=f"import timm\nmodel = {line}.eval()")
+    return ExportResult(format="timm", path=out, max_abs_diff=diff, how_to_load=lines)
 
 
 def spare_other_config(out: Path) -> None:

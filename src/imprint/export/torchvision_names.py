@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from imprint.backbones.build import STEM_STRIDES
+from imprint.backbones.pixel_transformer import Backbone
 from imprint.backbones.stored import encoder_state, write_aside
-from imprint.backbones.timm_encoder import TimmEncoder
 from imprint.backbones.timm_vit import TimmViT
 from imprint.core.errors import ConfigError
 from imprint.export.check import ExportResult, Subject, compare, reference
@@ -65,7 +65,7 @@ def export_torchvision(source: Subject, out: Path) -> ExportResult:
     return ExportResult(format="torchvision", path=path, max_abs_diff=diff, how_to_load=load)
 
 
-def _resnet(encoder: TimmEncoder) -> tuple[str, nn.Module]:
+def _resnet(encoder: Backbone) -> tuple[str, nn.Module]:
     import torchvision
 
     config = encoder.config
@@ -94,6 +94,8 @@ def _vit(encoder: TimmViT) -> tuple[str, nn.Module]:
     state = encoder.model.state_dict()
     odd = sorted({k for k in _renamed(state) if not re.match(r"(class_token$|conv_proj\.|encoder\.)", k)})
     odd += [k for k in state if re.search(r"\.(ls[12]\.gamma|q_norm\.|k_norm\.)", k)]
+    if state["blocks.0.mlp.fc1.weight"].shape[0] != state["blocks.0.mlp.fc2.weight"].shape[1]:
+        odd.append("a SwiGLU")
     plain = encoder.prefix_tokens == 1 and encoder.position_prefix == 1 and "blocks.0.attn.qkv.bias" in state
     if odd or not plain or encoder.channels != 3 or getattr(model, "global_pool", "") != "token":
         reason = f"it has {odd[0]}" if odd else f"{encoder.channels} channels, {encoder.prefix_tokens} prefix tokens"
