@@ -34,6 +34,7 @@ class Row:
 CATALOG: tuple[Row, ...] = (
     Row("knn", "KNN", True, True, "k nearest neighbours of frozen features, many k and temperatures in one pass"),
     Row("linear", "Linear", True, True, "linear probe on frozen features, a grid of settings trained together"),
+    Row("finetune", "Finetune", True, True, "the whole encoder trained further with a linear classifier on labels"),
     Row("labelfree", "LabelFree", False, False, "RankMe, LiDAR, alpha-ReQ and other measures that need no labels"),
 )
 

@@ -36,7 +36,7 @@ def evaluate(
     """Judge an encoder by a protocol of the catalogue.
 
     Args:
-        protocol: `knn`, `linear`, `labelfree`.
+        protocol: `knn`, `linear`, `finetune`, `labelfree`.
         encoder: a run folder, an exported file, `timm:NAME`, `random:NAME` (untrained), `pixels` (raw pixels as the
             baseline), or an Encoder.
         train: SRC of the bank or training set; the one source of `labelfree`.
