@@ -3,7 +3,7 @@
 Networks, batch, optimizer and settings are equal; images are ready on the device, so only the step is timed. Imprint is
 timed twice: in float32, and with the precision and layout that it chooses by itself on this machine.
 
-    python benchmarks/step.py [--only simclr dino mae] [--steps 8] [--quick]
+    python benchmarks/step.py [--only simclr dino mae dinov2] [--steps 8] [--quick]
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from torch import nn
 import imprint.backbones.torchvision_compat  # noqa: F401  (before lightly imports torchvision)
 from imprint.core.progress import Progress
 from imprint.data.batch import Batch
-from imprint.data.masks import draw_mask
+from imprint.data.masks import Place, draw_masks
 from imprint.dist.world import current
-from imprint.methods.base import Method
 from imprint.methods.catalog import method_class
 from imprint.recipes.book import recipe
-from imprint.train.config import RunConfig
+from imprint.train.build import build_method
+from imprint.train.config import EncoderConfig, RunConfig
 from imprint.train.optim import build_optimizer
 from imprint.train.precision import choose_precision, to_channels_last
 from imprint.train.step import Stepper
@@ -38,15 +38,29 @@ Step = Callable[[], Any]
 
 
 def configs(quick: bool) -> dict[str, RunConfig]:
-    """Return the three workloads: the small-scale recipes at 32 pixels, with the networks the claim names."""
+    """Return the workloads: the small-scale recipes at 32 pixels, with the networks the claim names."""
     simclr = recipe("simclr/small", image_size=32)
     dino = recipe("dino/small", image_size=32)
     mae = recipe("mae/small", image_size=32)
+    dinov2 = recipe("dinov2/small", image_size=32)
     size = 32 if quick else 64
     return {
         "simclr resnet18 2x32": replace(simclr, batch_size=size),
         "dino vit-tiny/4 2x32+4x16": replace(dino, batch_size=size),
         "mae vit-tiny/4 32": replace(mae, batch_size=2 * size),
+        "dinov2 vit-tiny/4 2x32+4x16": replace(
+            dinov2,
+            batch_size=size,
+            encoder=EncoderConfig(name="vit_tiny_patch16_224", image_size=32, patch_size=4),
+            method=replace(
+                dinov2.method,
+                local_crops=4,
+                local_size=16,
+                centring="mean",
+                patch_prototypes=dinov2.method.prototypes,
+                bottleneck=dinov2.method.patch_bottleneck,
+            ),
+        ),
     }
 
 
@@ -60,25 +74,20 @@ def images_of(config: RunConfig) -> Batch:
         for v in cls.views(config.method, size)
     }
     index = np.arange(config.batch_size)
-    masks = {m.name: torch.from_numpy(draw_mask(m, 0, 0, index)) for m in cls.masks(config.method, size, patch)}
+    place = Place(seed=0, epoch=0, step=0, index_B=index, first=0, total=config.batch_size)
+    masks = {
+        name: torch.from_numpy(mask)
+        for kind in cls.masks(config.method, size, patch)
+        for name, mask in draw_masks(kind, place).items()
+    }
     return Batch(views=views, masks=masks, index_B=torch.from_numpy(index))
 
 
 def ours(config: RunConfig, precision: str, batch: Batch) -> Step:
     """Return Imprint's step."""
-    from imprint.backbones.build import build_encoder
-
     torch.manual_seed(0)
-    e = config.encoder
-    encoder = build_encoder(
-        e.name,
-        image_size=e.image_size,
-        patch_size=e.patch_size,
-        stem=e.stem,
-        positions=e.positions,
-        drop_path=e.drop_path,
-    )
-    method: Method = method_class(config.name)(config.method, encoder)  # type: ignore[call-arg]
+    method = build_method(config, 3)
+    encoder = method.encoder
     formats = choose_precision(precision, torch.device("cpu"), None, not encoder.has_tokens)
     if formats.channels_last:
         to_channels_last(method)
@@ -189,6 +198,58 @@ def lightly_mae(config: RunConfig, batch: Batch) -> Step:
     return step
 
 
+def lightly_dinov2(config: RunConfig, batch: Batch) -> Step:
+    """Return DINOv2's step with lightly's masked ViT, heads and three losses, as its own example does."""
+    import copy
+
+    import timm
+    from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
+    from lightly.models.modules import MaskedVisionTransformerTIMM
+    from lightly.models.modules.heads import DINOProjectionHead
+    from lightly.models.utils import update_momentum
+
+    torch.manual_seed(0)
+    cfg, e = config.method, config.encoder
+    vit = timm.create_model(
+        e.name, num_classes=0, img_size=e.image_size, patch_size=e.patch_size, dynamic_img_size=True
+    )
+
+    def network() -> nn.ModuleDict:
+        heads = [DINOProjectionHead(vit.num_features, cfg.hidden, cfg.bottleneck, cfg.prototypes) for _ in range(2)]
+        return nn.ModuleDict(
+            {"vit": MaskedVisionTransformerTIMM(vit=copy.deepcopy(vit)), "cls": heads[0], "patch": heads[1]}
+        )
+
+    student, teacher = network(), network().requires_grad_(False)
+    dino, ibot, koleo = DINOLoss(cfg.prototypes), IBOTPatchLoss(cfg.prototypes), KoLeoLoss()
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.04)
+    large, small = normalised(batch.views["global"]).flatten(0, 1), normalised(batch.views["local"]).flatten(0, 1)
+    (patches,) = (m.flatten(0, 1) for name, m in batch.masks.items())  # (2 B, N)
+    rows = batch.views["global"].shape[1]
+    grid = e.image_size // e.patch_size
+    mask = torch.cat([torch.zeros(len(patches), 1, dtype=torch.bool), patches], 1)  # the class token is seen
+
+    def step() -> None:
+        update_momentum(student, teacher, m=0.99)
+        with torch.no_grad():
+            seen = teacher["vit"].encode(large)
+            targets = teacher["cls"](seen[:, 0]).split(rows)
+            patch_targets = teacher["patch"](seen[:, 1:][patches])
+        global_tokens = student["vit"].encode(large, mask=mask)
+        outputs = student["cls"](global_tokens[:, 0]).split(rows)
+        locals_ = student["cls"](student["vit"].encode(small)[:, 0]).split(rows)
+        loss = dino(list(targets), [*outputs, *locals_], epoch=0)
+        loss = loss + ibot(patch_targets, student["patch"](global_tokens[:, 1:][patches]), patches.view(-1, grid, grid))
+        loss = loss + 0.1 * sum(koleo(part) for part in global_tokens[:, 0].split(rows))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 3.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
 def normalised(views: torch.Tensor) -> torch.Tensor:
     """Return floats as the rival's loader would have made them."""
     from imprint.data.batch import Normalise
@@ -213,11 +274,11 @@ def images_per_second(contenders: dict[str, Step], batch_size: int, steps: int) 
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=["simclr", "dino", "mae"])
+    parser.add_argument("--only", nargs="*", default=["simclr", "dino", "mae", "dinov2"])
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--quick", action="store_true", help="half the batch, two steps: checks that it runs")
     args = parser.parse_args()
-    rivals = {"simclr": lightly_simclr, "dino": lightly_dino, "mae": lightly_mae}
+    rivals = {"simclr": lightly_simclr, "dino": lightly_dino, "mae": lightly_mae, "dinov2": lightly_dinov2}
     rows = []
     for title, config in configs(args.quick).items():
         if config.name not in args.only:

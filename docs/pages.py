@@ -56,9 +56,13 @@ def methods_index() -> str:
     """Return the table of all methods."""
     lines = ["# Methods", "", "| method | family | year | paper | the paper's figure |", "|---|---|---|---|---|"]
     for row in catalog.CATALOG:
-        paper = f"[arXiv {row.arxiv}](https://arxiv.org/abs/{row.arxiv})"
-        lines.append(f"| [{row.title}]({row.name}.md) | {row.family} | {row.year} | {paper} | {row.figure} |")
+        lines.append(f"| [{row.title}]({row.name}.md) | {row.family} | {row.year} | {paper(row)} | {row.figure} |")
     return "\n".join(lines) + "\n"
+
+
+def paper(row: catalog.Row) -> str:
+    """Return a link to the paper, or its authors and year where it has no arXiv number."""
+    return f"[arXiv {row.arxiv}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv[0].isdigit() else row.arxiv
 
 
 def method_page(row: catalog.Row) -> str:
@@ -67,7 +71,7 @@ def method_page(row: catalog.Row) -> str:
     main = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == row.cls)
     found, groups = fields.fields(row.name)
     lines = [f"# {row.title}", "", prose(ast.get_docstring(tree) or ""), "", prose(ast.get_docstring(main) or ""), ""]
-    lines += [f"Paper: [arXiv {row.arxiv}](https://arxiv.org/abs/{row.arxiv}). Its figure: {row.figure}.", ""]
+    lines += [f"Paper: {paper(row)}. Its figure: {row.figure}.", ""]
     lines += [
         "```",
         f"imprint pretrain {row.name} --data FOLDER --out RUN",

@@ -12,6 +12,7 @@ import torch
 from imprint.core.errors import HealthError
 from imprint.core.progress import Progress
 from imprint.data.batch import Batch
+from imprint.data.masks import Place, draw_masks
 from imprint.dist.collectives import (
     all_reduce_mean,
     all_reduce_sum,
@@ -122,7 +123,10 @@ def config_of(name: str):
     base = stages_of(f"{name}/debug")[0]
     encoder = dataclasses.replace(base.encoder, drop_path=0.0)
     optim = OptimConfig(name="sgd", lr=LR(base=1e-3, rule="none"))
-    return dataclasses.replace(base, encoder=encoder, optim=optim, batch_size=16, precision="fp32")
+    method = base.method
+    if getattr(method, "noise", None) is not None:  # the discrete VAE's, drawn by each process for its own rows
+        method = dataclasses.replace(method, noise=0.0)
+    return dataclasses.replace(base, method=method, encoder=encoder, optim=optim, batch_size=16, precision="fp32")
 
 
 def one_step(name: str, world: World) -> dict[str, object]:
@@ -171,12 +175,10 @@ def fixed_batch(cls, config, patch_size: int) -> Batch:
         for v in cls.views(config.method, size)
     }
     masks = {}
-    for mask in cls.masks(config.method, size, patch_size):
-        count = mask.grid[0] * mask.grid[1]
-        keep = int(count * (1 - mask.ratio))
-        order = rng.random((mask.count, config.batch_size, count)).argsort(-1)
-        masks[mask.name] = torch.from_numpy(order >= keep)
     index = torch.arange(config.batch_size)
+    at = Place(seed=0, epoch=0, step=0, index_B=index.numpy(), first=0, total=config.batch_size)
+    for mask in cls.masks(config.method, size, patch_size):
+        masks.update({name: torch.from_numpy(drawn) for name, drawn in draw_masks(mask, at).items()})
     return Batch(views=views, masks=masks, index_B=index, labels_B=index % 3)
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -94,3 +95,26 @@ def test_public_code_decays_tokens_but_no_biases(method):
     decayed, plain = method.param_groups()
     assert any(n.endswith("cls_token") for n in decayed.names) and any(n.endswith("pos_embed") for n in decayed.names)
     assert all(p.ndim <= 1 for p in plain.params) and not plain.decay
+
+
+@pytest.mark.parametrize(("rule", "copies"), [("step", (0, 1, 4)), ("epoch", (4,))])
+def test_the_ablations_teacher_is_a_copy(method, rule, copies):
+    method.cfg = dataclasses.replace(method.cfg, teacher_update=rule)
+    for step in (0, 1, 4):  # epochs of five steps
+        with torch.no_grad():
+            method.student.head.prototypes.direction.add_(1.0)
+        method.after_optimizer_step(Progress(step, 10, 5))
+        equal = torch.equal(method.teacher.head.prototypes.direction, method.student.head.prototypes.direction)
+        assert equal == (step in copies)
+
+
+def test_without_centring_the_centre_stays_at_zero(method):
+    method.cfg = dataclasses.replace(method.cfg, centring=False)
+    method(batch_of(), Progress(0, 10, 5))
+    assert method.center.value.abs().max() == 0
+
+
+def test_dangers_name_what_is_off():
+    assert DINO.dangers(DINOConfig()) == ()
+    blunt = dataclasses.replace(DINOConfig().teacher_temp, start=0.1)
+    assert len(DINO.dangers(DINOConfig(centring=False, teacher_update="step", teacher_temp=blunt))) == 3

@@ -10,15 +10,23 @@ FILE = Path(__file__).resolve().parents[2] / "src" / "imprint" / "methods" / "fi
 
 
 def measure() -> dict[str, dict[str, object]]:
-    """Return the worst relative error of each case and the array where it is, compared arrays counted."""
+    """Return the worst relative error of each case and the array where it is, compared arrays counted.
+
+    Of a random generator it is the worst difference of a statistic, in standard errors.
+    """
     sys.path.insert(0, str(Path(__file__).parent))
     from adapters import CASES
-    from compare import load, relative_error, tolerance
+    from compare import OWN_DRAWS, STATISTICS, load, relative_error, standard_errors, tolerance
 
     table: dict[str, dict[str, object]] = {}
     for name, adapter in sorted(CASES.items()):
         inputs, expected = load(name)
         got = adapter(inputs)
+        if name.startswith(STATISTICS):
+            drawn = standard_errors(inputs, {k: v for k, v in expected.items() if not k.startswith(OWN_DRAWS)}, got)
+            worst = max(drawn, key=lambda k: drawn[k])
+            table[name] = {"worst_standard_errors": round(drawn[worst], 2), "array": worst, "arrays": len(drawn)}
+            continue
         exact = {k: v for k, v in expected.items() if tolerance(name, k) <= 1e-6}  # not the float32 references
         errors = {k: relative_error(got[k], exact[k]) for k in exact}
         worst = max(errors, key=lambda k: errors[k])

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from imprint.backbones.build import build_encoder
+from imprint.backbones.layer_decay import layer_scales
 from imprint.core.errors import CheckpointError
 from imprint.core.schedules import constant
 from imprint.methods.base import ParamGroup, split_decay
 from imprint.train.config import LR, OptimConfig
 from imprint.train.optim import (
     build_optimizer,
-    layer_scales,
     load_optimizer,
     named_parameters,
     optimizer_tensors,

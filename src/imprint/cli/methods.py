@@ -110,7 +110,12 @@ def print_fidelity(described: list[dict[str, Any]]) -> None:
 
 
 def worst(error: Any) -> str:
-    """Return the worst relative error of a case's entry as text; `-` when it was never measured."""
+    """Return the worst error of a case's entry as text; `-` when it was never measured.
+
+    It is relative, or for a random generator in standard errors of the compared statistics.
+    """
+    if isinstance(error, dict) and "worst_standard_errors" in error:
+        return f"{error['worst_standard_errors']:.1f} standard errors"
     value = error.get("worst_relative_error") if isinstance(error, dict) else None
     return f"{value:.1e}" if isinstance(value, (int, float)) else "-"
 

@@ -14,7 +14,8 @@ from imprint.backbones.encoder import Encoder
 from imprint.core.errors import ConfigError
 from imprint.core.progress import Progress
 from imprint.data.batch import Batch
-from imprint.data.views import Mask, View
+from imprint.data.mask_kinds import Mask
+from imprint.data.views import View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class ParamGroup:
         decay: whether weight decay applies.
         constant_lr: use the schedule's `start` throughout (SimSiam's predictor).
         adapt: whether LARS adapts the rate per parameter.
+        decay_scale: factor on the scheduled weight decay, where it applies.
     """
 
     name: str
@@ -51,6 +53,7 @@ class ParamGroup:
     decay: bool = True
     constant_lr: bool = False
     adapt: bool = True
+    decay_scale: float = 1.0
 
 
 Clipping = Literal["global", "tensor", "module"]
@@ -61,12 +64,14 @@ class Method(nn.Module):
 
     Attributes:
         Config: the frozen configuration class.
+        fit_images: how many training images `fit` wants to see, 0 for none.
         needs_tokens: refuse encoders without patch tokens.
         needs_labels: refuse sources without labels.
         clipping: norm taken over all parameters, over each tensor (DINO's code), or over each direct child module.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    fit_images: ClassVar[int] = 0
     needs_tokens: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     clipping: ClassVar[Clipping] = "global"
@@ -104,6 +109,14 @@ class Method(nn.Module):
             self.load_state_dict(previous.state_dict())
         except RuntimeError as error:
             raise ConfigError(f"the run to start from has other shapes: {error}") from error
+
+    def fit(self, images_BCHW: Tensor) -> None:
+        """Learn from plain training images what must be known before the first step (iGPT's colour clusters).
+
+        Called once in a new run, after `inherit` and before the optimizer is made, on every process with the same
+        `fit_images` images (or as many as there are), spread over the training source, in the evaluation view,
+        normalised. What is learned belongs into buffers: a resumed run reads it from its checkpoint.
+        """
 
     def classify(self, images_BCHW: Tensor) -> Tensor | None:
         """Return class logits (B, K) when the method has a classifier of its own; the probe scores it on `val`."""

@@ -15,8 +15,9 @@ from torch import Tensor
 from imprint.backbones.encoder import Encoder, Features, require_tokens
 from imprint.core.progress import Progress
 from imprint.data.batch import Batch
+from imprint.data.mask_kinds import Mask, RandomMask
 from imprint.data.view_recipes import mae_views
-from imprint.data.views import Mask, RandomMask, View
+from imprint.data.views import View
 from imprint.losses.reconstruction import masked_patch_mse
 from imprint.methods.base import Method, MethodConfig, ParamGroup, StepOutput, split_decay
 from imprint.nn.decoder import PixelDecoder
@@ -53,7 +54,7 @@ class MAE(Method):
 
     def __init__(self, cfg: MAEConfig, encoder: Encoder) -> None:
         super().__init__()
-        require_tokens(encoder, "mae", ("simclr", "dino"))
+        require_tokens(encoder, "mae", ("simclr", "dino"), drop=True)
         self.cfg = cfg
         self.backbone = encoder
         side = encoder.image_size // encoder.patch_size

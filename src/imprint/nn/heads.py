@@ -83,7 +83,11 @@ class PrototypeHead(nn.Module):
                 nn.init.zeros_(module.bias)
         self.prototypes = Prototypes(bottleneck, prototypes, train_gain=train_gain)
 
+    def unit(self, features_BD: Tensor) -> Tensor:
+        """Return what the prototypes see: vectors of length 1, (B, bottleneck)."""
+        return F.normalize(self.mlp(features_BD), dim=-1)
+
     def forward(self, features_BD: Tensor) -> Tensor:
         """Return logits (B, K)."""
-        logits: Tensor = self.prototypes(F.normalize(self.mlp(features_BD), dim=-1))
+        logits: Tensor = self.prototypes(self.unit(features_BD))
         return logits

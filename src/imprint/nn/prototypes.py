@@ -5,9 +5,12 @@ Shape suffixes: B rows, D width, K prototypes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class UnitPrototypes(nn.Module):
@@ -57,11 +60,32 @@ class Prototypes(nn.Module):
             width, count, bias=False
         )  # PyTorch's default init, as the public code's weight_norm keeps it
         self.direction = nn.Parameter(linear.weight.detach().clone())
+        self.trains_gain = train_gain  # a frozen copy, whose gain takes no gradient, still multiplies by it
         self.gain = nn.Parameter(torch.ones(count, 1), requires_grad=train_gain)
 
     def forward(self, z_BD: Tensor) -> Tensor:
         """Return logits (B, K)."""
-        weight_KD = F.normalize(self.direction, dim=-1)
-        if self.gain.requires_grad:
-            weight_KD = weight_KD * self.gain
-        return F.linear(z_BD, weight_KD)
+        return F.linear(z_BD, self.normalised())
+
+    def normalised(self) -> Tensor:
+        """Return the prototypes as they are multiplied (K, D): unit rows times the gain; differentiable."""
+        unit_KD: Tensor = _UnitRows.apply(self.direction)
+        return unit_KD * self.gain if self.trains_gain else unit_KD
+
+
+class _UnitRows(torch.autograd.Function):
+    """F.normalize over the last dimension; backward makes one tensor of the size instead of four: K D can be large."""
+
+    @staticmethod
+    def forward(ctx: Any, x_KD: Tensor) -> Tensor:
+        length_K1 = torch.linalg.vector_norm(x_KD, dim=-1, keepdim=True).clamp_min_(1e-12)
+        unit_KD = x_KD / length_K1
+        ctx.save_for_backward(unit_KD, length_K1)
+        return unit_KD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_KD: Tensor) -> Tensor:
+        unit_KD, length_K1 = ctx.saved_tensors
+        along_K1 = torch.linalg.vecdot(grad_KD, unit_KD).unsqueeze(-1)
+        return torch.addcmul(grad_KD, unit_KD, along_K1, value=-1).div_(length_K1)

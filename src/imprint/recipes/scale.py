@@ -63,6 +63,8 @@ def with_backbone(settings: EncoderConfig, name: str) -> EncoderConfig:
     bare = name.rpartition(":")[2]
     if is_stored(name) or bare == settings.name:
         return dataclasses.replace(settings, name=name) if bare == settings.name else other
+    if bare.startswith("beit"):
+        return dataclasses.replace(other, patch_size=patch(size) if size <= 128 else None)
     if bare.startswith(("vit_", "deit")):
         same_kind = settings.name.startswith(("vit_", "deit"))
         return dataclasses.replace(

@@ -5,13 +5,19 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import torch
+
 from imprint.backbones.build import build_encoder
-from imprint.data.loader import Loader
+from imprint.core.errors import DataError
+from imprint.data.batch import Normalise
+from imprint.data.loader import Loader, sweep
 from imprint.data.sources import Source
+from imprint.data.view_recipes import evaluation_views
 from imprint.dist.world import World
 from imprint.methods.base import Method
 from imprint.methods.catalog import method_class
 from imprint.train.config import RunConfig
+from imprint.train.probe import sampled
 
 
 def build(config: RunConfig, images: Source, folder: Path, world: World) -> tuple[Method, Loader]:
@@ -33,6 +39,20 @@ def build(config: RunConfig, images: Source, folder: Path, world: World) -> tupl
         pin_memory=world.device.type == "cuda",
     )
     return method, loader
+
+
+def fit(method: Method, images: Source, config: RunConfig) -> None:
+    """Show the method the plain images that `Method.fit` learns from; the same on every process."""
+    if method.fit_images == 0:
+        return
+    normalise = Normalise(config.data.mean, config.data.std)
+    views = evaluation_views(config.encoder.image_size)
+    sample = sampled(images, method.fit_images)
+    batches = [batch.views["eval"][0] for batch in sweep(sample, views, batch_size=256, workers=config.workers)]
+    if not batches:
+        raise DataError(f"{config.name} first looks at some images, and none of '{images.spec}' could be read.")
+    with torch.no_grad():
+        method.fit(normalise(torch.cat(batches)))
 
 
 def build_method(config: RunConfig, channels: int) -> Method:

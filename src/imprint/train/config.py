@@ -32,6 +32,8 @@ class LR:
         shape: see Schedule.
         milestones: see Schedule.
         gamma: see Schedule.
+        stretch: see Schedule.
+        counted_from: see Schedule.
     """
 
     base: float
@@ -45,6 +47,8 @@ class LR:
     shape: Literal["cosine", "linear", "constant", "milestones"] = "cosine"
     milestones: tuple[Duration, ...] = ()
     gamma: float = 0.1
+    stretch: float = 1.0
+    counted_from: int = 0
 
     def peak(self, batch_size: int) -> float:
         """Return the rate after warm-up for a global batch size."""
@@ -63,6 +67,8 @@ class LR:
             warmup_reaches_start=self.warmup_reaches_peak,
             milestones=self.milestones,
             gamma=self.gamma,
+            stretch=self.stretch,
+            counted_from=self.counted_from,
         )
 
 
@@ -111,10 +117,13 @@ class EncoderConfig:
             stride 2.
         registers: number of register tokens; None keeps the model's own.
         drop_path: stochastic depth at the last block (linearly decayed towards the first).
+        drop_samples: where a ViT's rate is above 0.1, leave samples out of a block instead of zeroing their results
+            (DINOv2): faster by about that rate.
+        uniform_drop_path: the same rate in every block of a transformer (DINOv2).
         positions: `sincos` fixes 2-d sin-cos position embeddings (MAE), `sincos_mocov3` those of MoCo v3's layout; None
             keeps the model's own.
         arch: sizes that replace the named model's own (depth, width, heads; a ResNet's layers and channels).
-        init: random initialisation: timm's own, or for ViTs MAE's or MoCo v3's Xavier-uniform.
+        init: random initialisation: timm's own, or for ViTs MAE's or MoCo v3's Xavier-uniform or BEiT's narrow normal.
         pretrained: start from timm's published weights (downloads them; only on request).
         weights: local file to start from, or None.
     """
@@ -126,8 +135,10 @@ class EncoderConfig:
     stem: Literal["imagenet", "cifar", "half"] = "imagenet"
     registers: int | None = None
     drop_path: float = 0.0
+    drop_samples: bool = False
+    uniform_drop_path: bool = False
     positions: Literal["sincos", "sincos_mocov3"] | None = None
-    init: Literal["timm", "mae", "mocov3"] = "timm"
+    init: Literal["timm", "mae", "mocov3", "beit"] = "timm"
     arch: Arch = field(default_factory=Arch)
     pretrained: bool = False
     weights: str | None = None

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from imprint.backbones.layer_decay import layer_scales
 from imprint.backbones.stored import save_encoder
 from imprint.core.errors import ConfigError, DataError, Preempted
 from imprint.core.progress import Duration, Progress, Steps
@@ -22,13 +23,13 @@ from imprint.methods.catalog import method_class, row
 from imprint.train.allocator import keep_freed_memory
 from imprint.train.begin import begin, extended
 from imprint.train.budget import fitted, measure
-from imprint.train.build import build
+from imprint.train.build import build, fit
 from imprint.train.checkpoint import Checkpoint, Checkpoints, disk_full_explained
 from imprint.train.collapse import CollapseMonitor
 from imprint.train.config import RunConfig
 from imprint.train.images import open_images
 from imprint.train.memory import is_out_of_memory, out_of_memory
-from imprint.train.optim import build_optimizer, layer_scales
+from imprint.train.optim import build_optimizer
 from imprint.train.parallel import compile_encoders, synchronise_norms
 from imprint.train.precision import (
     choose_precision,
@@ -97,6 +98,8 @@ def train(
     torch.manual_seed(seed_of(plan.seed, "weights"))
     method, loader = build(plan, images, folder, world)
     inherit(method, plan, folder)
+    if checkpoint is None:
+        fit(method, images, plan)
     clock = clock_of(plan, loader, checkpoint)
     if extend is not None:
         plan = extended(plan, clock.step, clock, extend)

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from imprint.backbones.encoder import Encoder
 from imprint.core.errors import CheckpointError
 from imprint.methods.base import ParamGroup
 from imprint.train.config import OptimConfig
-
-_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
-_STEM = re.compile(r"(?:^|\.)(patch_embed|pos_embed|cls_token|reg_token|mask_token)(?:\.|$)")
-
-
-def layer_scales(method: nn.Module, decay: float) -> dict[int, float]:
-    """Return the factor on the rate of every ViT parameter, by the parameter's id.
-
-    decay^(depth + 1 - layer), with layer 0 for patch embedding, tokens and positions, i + 1 for block i, depth + 1 for
-    the final norm (BEiT, arXiv 2106.08254, public code). Parameters outside encoders with blocks keep 1.
-    """
-    scales: dict[int, float] = {}
-    for encoder in method.modules():
-        if not isinstance(encoder, Encoder) or not encoder.has_tokens:
-            continue
-        for name, parameter in encoder.named_parameters():
-            block = _BLOCK.search(name)
-            layer = int(block[1]) + 1 if block else 0 if _STEM.search(name) else encoder.depth + 1
-            scales[id(parameter)] = decay ** (encoder.depth + 1 - layer)
-    return scales
 
 
 def build_optimizer(
@@ -66,6 +44,7 @@ def build_optimizer(
             "decay": group.decay or config.adapt_all,
             "constant_lr": group.constant_lr,
             "adapt": group.adapt or config.adapt_all,
+            "decay_scale": group.decay_scale,
         }
         for group in groups
         for scale, params, names in _by_scale(group, scales or {})
@@ -117,7 +96,7 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, peak: float, weight_d
     """
     for group in optimizer.param_groups:
         group["lr"] = (peak if group["constant_lr"] else lr) * group["lr_scale"]
-        group["weight_decay"] = weight_decay if group["decay"] else 0.0
+        group["weight_decay"] = weight_decay * group.get("decay_scale", 1.0) if group["decay"] else 0.0
 
 
 def named_parameters(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
