@@ -20,7 +20,12 @@ from imprint.dist.collectives import all_reduce_max, all_reduce_sum, gather_with
 from imprint.losses.distillation import centred_softmax, cross_entropy_to, entropy
 from imprint.losses.koleo import koleo
 from imprint.losses.patches import masked_mean_weights
-from imprint.losses.streamed import StreamedTargets, streamed_cross_entropy, streamed_targets
+from imprint.losses.streamed import (
+    StreamedTargets,
+    streamed_cross_entropy,
+    streamed_cross_view,
+    streamed_targets,
+)
 from imprint.losses.streamed_sinkhorn import sinkhorn_centre
 from imprint.nn.center import RunningMean
 from imprint.nn.ema import ema_update_, frozen_copy
@@ -30,6 +35,8 @@ from imprint.ops.spread import agreement
 
 Centring = Literal["sinkhorn", "mean"]
 _MONITORED = slice(0, 16)  # enough rows of a shuffled batch for a monitor
+_MANY = 2**25
+"""Logits of a batch from which on they are not held all at once."""
 _HELD = 2**30
 """Largest number of patches of a process's large crops times prototypes up to which the teacher's balanced codes of the
 chosen ones (a seventh of them, say: 600 MB) are held; the same on every process, so that all take the same way."""
@@ -135,25 +142,16 @@ def match(
     mask_RN = batch.masks["global"].flatten(0, 1) if hide or patches == "masked" else None
     with torch.no_grad():
         seen = teacher.backbone(large_RCHW)
-        taught_RK = teacher.image_head(class_token(seen))
+        taught_RD = teacher.image_head.unit(class_token(seen))
     crops = [large_RCHW] if small_VBCHW is None else [large_RCHW, small_VBCHW.flatten(0, 1)]
     masks = [mask_RN if hide else None, None][: len(crops)]
     features = student.backbone.encode_many(crops, masks)
     tokens = torch.cat([class_token(f) for f in features]) if len(features) > 1 else class_token(features[0])
-    logits_VBK = student.image_head(tokens).unflatten(0, (-1, images))
-
-    if centres is None:
-        targets_WBK = _balanced(taught_RK, teacher_temp, objective.iterations).unflatten(0, (count, images))
-    else:
-        targets_WBK = centred_softmax(taught_RK, centres.image.value, teacher_temp).unflatten(0, (count, images))
-    metrics = {"teacher_entropy": entropy(targets_WBK[:, _MONITORED]).mean()}
-    # The loss asks for every row of targets once and may write over it.
-    loss = cross_entropy_to(
-        lambda rows: targets_WBK[:, rows], count, (logits_VBK,), objective.student_temp, overwrite=True
+    z_VBD = student.image_head.unit(tokens).unflatten(0, (-1, images))
+    loss, spread = _image_loss(
+        z_VBD, taught_RD.unflatten(0, (count, images)), student, teacher, centres, objective, teacher_temp
     )
-    metrics["image_loss"] = loss.detach()
-    if centres is not None:
-        _move(centres.image, taught_RK)
+    metrics = {"teacher_entropy": spread, "image_loss": loss.detach()}
 
     if patches != "none":
         places_M, weight_M = _chosen(batch, mask_RN, patches, seen)
@@ -178,6 +176,57 @@ def match(
         metrics["koleo"] = spread.detach() / count
         loss = loss + objective.koleo_weight * spread
     return Matched(loss, metrics | agreement(class_WBD[0].detach(), class_WBD[1].detach()), features[0])
+
+
+def _image_loss(
+    z_VBD: Tensor,
+    taught_WBD: Tensor,
+    student: Parts,
+    teacher: Parts,
+    centres: Centres | None,
+    objective: Objective,
+    teacher_temp: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the loss between crops' vectors before the prototypes, and the entropy of a few targets.
+
+    Many logits are made for some images at a time: memory then does not grow with crops times prototypes.
+    """
+    own, other = student.image_head.prototypes, teacher.image_head.prototypes
+    taught_RD = taught_WBD.flatten(0, 1)
+    if z_VBD.shape[:2].numel() * own.direction.shape[0] > _MANY:
+        weight_KD, other_KD = own.normalised(), other.normalised().detach()
+        if centres is None:
+            center_K = sinkhorn_centre(
+                taught_RD,
+                other_KD,
+                teacher_temp,
+                objective.iterations,
+                reduce=all_reduce_sum,
+                reduce_max=all_reduce_max,
+            )
+        else:
+            center_K = centres.image.value.clone()  # this batch is centred by the past
+            _move_by_vectors(centres.image, taught_RD, other_KD)
+        loss = streamed_cross_view(
+            z_VBD, weight_KD, taught_WBD, other_KD, center_K, objective.student_temp, teacher_temp
+        )
+        with torch.no_grad():
+            few_RK = centred_softmax(other(taught_WBD[:, :4].flatten(0, 1)), center_K, teacher_temp)
+        return loss, entropy(few_RK).mean()
+    with torch.no_grad():
+        taught_RK = other(taught_RD)
+    if centres is None:
+        targets_RK = _balanced(taught_RK, teacher_temp, objective.iterations)
+    else:
+        targets_RK = centred_softmax(taught_RK, centres.image.value, teacher_temp)
+        _move(centres.image, taught_RK)
+    targets_WBK = targets_RK.unflatten(0, taught_WBD.shape[:2])
+    spread = entropy(targets_WBK[:, _MONITORED]).mean()
+    # The loss asks for every row of targets once and may write over it.
+    loss = cross_entropy_to(
+        lambda rows: targets_WBK[:, rows], len(taught_WBD), (own(z_VBD),), objective.student_temp, overwrite=True
+    )
+    return loss, spread
 
 
 def class_token(features: Features) -> Tensor:
