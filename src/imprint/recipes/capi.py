@@ -20,7 +20,7 @@ def paper(image_size: int = 224) -> RunConfig:
         encoder=EncoderConfig(
             name="vit_large_patch16_dinov3",
             image_size=image_size,
-            patch_size=14,
+            patch_size=14 if image_size % 14 == 0 else scale.patch(image_size),
             registers=16,
             drop_path=0.2,
             drop_samples=True,

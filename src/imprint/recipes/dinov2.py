@@ -58,7 +58,7 @@ def paper(image_size: int = 224) -> RunConfig:
         checkpoint_every=Steps(EPOCH),
         probe_every=Steps(10 * EPOCH),
         provenance=Provenance(
-            source="facebookresearch/dinov2, configs/train/vitl16_short.yaml and README",
+            source="arXiv 2304.07193; facebookresearch/dinov2, configs/train/vitl16_short.yaml and README",
             expected="ImageNet-1k kNN 81.6 %, linear probe 82.9 % (README; about a day on 32 A100)",
         ),
     )
@@ -72,7 +72,9 @@ def paper_vit_large(image_size: int = 224) -> RunConfig:
     )
     expected = "ImageNet-1k kNN 82.0 %, linear probe 84.5 % (README, ImageNet-22k)"
     return dataclasses.replace(
-        giant, encoder=encoder, provenance=Provenance(source="facebookresearch/dinov2, vitl14.yaml", expected=expected)
+        giant,
+        encoder=encoder,
+        provenance=Provenance(source="arXiv 2304.07193; facebookresearch/dinov2, vitl14.yaml", expected=expected),
     )
 
 

@@ -16,15 +16,14 @@ __all__ = ["debug", "paper", "small"]
 SOURCE = "arXiv 2508.10104, Sec. 4; facebookresearch/dinov3, configs/train/dinov3_vit7b16_gram_anchor.yaml"
 
 
-def paper(image_size: int = 256) -> tuple[RunConfig, RunConfig]:
+def paper(image_size: int = 252) -> tuple[RunConfig, RunConfig]:
     """ViT-L/14 by DINOv2, then 30,000 steps held to a Gram teacher at twice the resolution."""
-    side = round(image_size / 14) * 14
-    first = dinov2.paper_vit_large(side)
+    first = dinov2.paper_vit_large(image_size)
     stage = following(
         first,
         length=Steps(30_000),
         refresh=Steps(10_000),
-        gram_size=2 * side,
+        gram_size=2 * image_size,
         gram_weight=Schedule(start=2.0, shape="constant", warmup=Steps(1000), warmup_from=0.0),
         momentum=constant(0.999),
         teacher_temp=constant(0.07),
@@ -43,7 +42,8 @@ def paper(image_size: int = 256) -> tuple[RunConfig, RunConfig]:
         probe_every=Steps(5000),
         share=0.05,
     )
-    return dataclasses.replace(first, stage="pretrain"), stage
+    provenance = dataclasses.replace(first.provenance, source=f"{SOURCE}, first stage as {first.provenance.source}")
+    return dataclasses.replace(first, stage="pretrain", provenance=provenance), stage
 
 
 def small(image_size: int = 96) -> tuple[RunConfig, RunConfig]:

@@ -48,10 +48,11 @@ def paper_vit_base(image_size: int = 224) -> RunConfig:
 
 def paper_vit_large(image_size: int = 224) -> RunConfig:
     """ViT-L/7, 70 % of the patches dropped, 200 epochs."""
+    patch = 7 if image_size % 7 == 0 else scale.patch(image_size)
     return RunConfig(
         name="msn",
-        method=MSNConfig(mask_ratio=0.7, focal_size=image_size * 3 // 7 // 7 * 7),
-        encoder=EncoderConfig(name="vit_large_patch16_224", image_size=image_size, patch_size=7),
+        method=MSNConfig(mask_ratio=0.7, focal_size=scale.local(image_size, patch)),
+        encoder=EncoderConfig(name="vit_large_patch16_224", image_size=image_size, patch_size=patch),
         optim=_adamw(),
         batch_size=1024,
         length=Epochs(200),
