@@ -50,11 +50,17 @@ FINETUNE = {"epochs": 5, "minibatch": 128, "lr": 2e-3, "warmup": 1.0, "layer_dec
 """Few labels and few passes, so that the start shows."""
 
 
+COARSE = ["--encoder.patch-size", "8", "--method.local-size", "16"]
+PATCHES = {"ibot": COARSE, "dinov2": COARSE, "msn": ["--encoder.patch-size", "8", "--method.focal-size", "16"]}
+"""Many crops are many tokens: these get patches of 8 pixels, or they would see too few images in minutes."""
+
+
 def encoder_of(method: str) -> list[str]:
-    """Return the options that give a method its encoder."""
+    """Return the options that give a method its encoder: the ViT where patches are hidden, left out or matched."""
     if method in OWN:
         return []
-    return VIT if method_class(method).needs_tokens else CNN
+    takes_patches = method_class(method).needs_tokens or method in PATCHES or row(method).family == MASKED
+    return VIT + PATCHES.get(method, []) if takes_patches else CNN
 
 
 def prepare(source: Path, out: Path) -> None:
