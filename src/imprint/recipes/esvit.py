@@ -85,8 +85,9 @@ def small(image_size: int = 96) -> RunConfig:
         provenance=Provenance(
             source="arXiv 2106.09785, scaled down",
             expected="docs/results.md",
-            deviations="a Swin of two or three stages, fewer prototypes and local crops, a faster teacher (momentum 0.99) "
-            "and a constant sharp teacher temperature 0.04: with few images and steps the paper's slow teacher hardly moves.",
+            deviations="a Swin of two or three stages, fewer prototypes and local crops, a faster teacher (momentum "
+            "0.99) and a constant sharp teacher temperature 0.04: with few images and steps the paper's slow teacher "
+            "hardly moves.",
         ),
     )
 
