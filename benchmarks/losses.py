@@ -1,6 +1,6 @@
 """Losses against their rivals: forward plus backward, time and peak memory growth, each in a fresh process.
 
-python benchmarks/losses.py [--only NAME] [--quick] [--threads N]
+python benchmarks/losses.py [--only NAME ...] [--quick] [--threads N]
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from measure import Measurement, child_main, measure, rival_module, write_results
+from measure import RESULTS, Measurement, child_main, measure, rival_module, write_results
 
 SIZES: dict[str, tuple[str, ...]] = {
     "nt_xent": ("512", "2048", "8192"),
@@ -154,7 +155,7 @@ for _path in sorted(Path(__file__).parent.glob("losses_*.py")):  # one file per 
 def main() -> None:
     """Print the table and write benchmarks/results/losses.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=sorted(CALLS), help="one benchmark")
+    parser.add_argument("--only", nargs="+", choices=sorted(CALLS), help="some benchmarks; the others' figures stay")
     parser.add_argument("--quick", action="store_true", help="smallest sizes; writes no result file")
     parser.add_argument("--threads", type=int, help="threads per process (default: all cores)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -173,7 +174,7 @@ def main() -> None:
     absent = [rival for rival, name in names.items() if importlib.util.find_spec(name) is None]
     if absent:
         console.print(f"not installed, left out: {', '.join(absent)}")
-    for name in [args.only] if args.only else list(CALLS):
+    for name in args.only or list(CALLS):
         table = Table("size", "implementation", "ms", "peak MB", "time / imprint", "memory / imprint", title=name)
         for size in (QUICK if args.quick else SIZES)[name]:
             figures: dict[str, Measurement] = {}
@@ -198,8 +199,13 @@ def main() -> None:
                 )
             results.setdefault(name, {})[size] = {rival: asdict(figure) for rival, figure in figures.items()}
         console.print(table)
-    if not args.quick and not args.only:
-        console.print(f"written: {write_results('losses', results, command='python benchmarks/losses.py')}")
+    if args.quick:
+        return
+    if args.threads:
+        results = {f"{name}, threads: {args.threads}": found for name, found in results.items()}
+    before = json.loads((RESULTS / "losses.json").read_text())["results"] if args.only else {}
+    path = write_results("losses", before | results, command="python benchmarks/losses.py")
+    console.print(f"written: {path}")
 
 
 if __name__ == "__main__":
