@@ -230,6 +230,10 @@ def _default(value: ast.expr | None) -> str:
         return value.value
     if isinstance(value, ast.Call) and ast.unparse(value.func) in ("Epochs", "Steps"):
         return f"{ast.unparse(value.args[0])}{'ep' if ast.unparse(value.func) == 'Epochs' else 'st'}"
+    if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Div):  # 75 / 196, as a paper counts
+        parts = [side.value for side in (value.left, value.right) if isinstance(side, ast.Constant)]
+        if len(parts) == 2 and all(isinstance(part, (int, float)) for part in parts):
+            return repr(parts[0] / parts[1])  # type: ignore[operator]
     return ast.unparse(value)
 
 
