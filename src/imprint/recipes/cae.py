@@ -74,14 +74,7 @@ def debug(image_size: int = 32) -> RunConfig:
     return RunConfig(
         name="cae",
         method=CAEConfig(heads=2, regressor_depth=1, decoder_depth=1, drop_path=0.0, vocabulary=32),
-        encoder=EncoderConfig(
-            name="vit_tiny_patch16_224",
-            image_size=image_size,
-            patch_size=8,
-            positions="sincos_mocov3",
-            init="mae",
-            arch=Arch(embed_dim=32, depth=2, num_heads=2),
-        ),
+        encoder=scale.tiny_vit(image_size, positions="sincos_mocov3", init="mae"),
         optim=OptimConfig(name="adamw", lr=LR(base=1e-3, warmup=Steps(2)), weight_decay=constant(0.05), clip=3.0),
         batch_size=16,
         length=Steps(8),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from imprint.backbones.arch import Arch
 from imprint.core.progress import Epochs, Steps
 from imprint.core.schedules import constant, cosine
 from imprint.methods.capi import CAPIConfig
@@ -89,14 +88,7 @@ def debug(image_size: int = 32) -> RunConfig:
             predict_share=0.5,
             momentum=cosine(0.99, 1.0),
         ),
-        encoder=EncoderConfig(
-            name="vit_tiny_patch16_224",
-            image_size=image_size,
-            patch_size=8,
-            registers=4,
-            init="mae",
-            arch=Arch(embed_dim=32, depth=2, num_heads=2),
-        ),
+        encoder=scale.tiny_vit(image_size, registers=4, init="mae"),
         optim=_adamw(LR(base=1e-3, rule="none", warmup=Steps(2))),
         batch_size=16,
         length=Steps(8),

@@ -111,12 +111,7 @@ def debug(image_size: int = 32) -> RunConfig:
     return RunConfig(
         name="data2vec",
         method=Data2VecConfig(top_layers=2, min_block=2, momentum=constant(0.99)),
-        encoder=EncoderConfig(
-            name="vit_tiny_patch16_224",
-            image_size=image_size,
-            patch_size=8,
-            arch=Arch(embed_dim=32, depth=2, num_heads=2),
-        ),
+        encoder=scale.tiny_vit(image_size),
         optim=_adamw(LR(base=1e-3, warmup=Steps(2))),
         batch_size=16,
         length=Steps(8),

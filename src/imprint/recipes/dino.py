@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from imprint.backbones.arch import Arch
 from imprint.core.progress import Epochs, Steps
 from imprint.core.schedules import Schedule, constant, cosine
 from imprint.methods.dino import DINOConfig
@@ -100,13 +99,7 @@ def debug(image_size: int = 32) -> RunConfig:
             blur=0.0,
             freeze_prototypes=Steps(2),
         ),
-        encoder=EncoderConfig(
-            name="vit_tiny_patch16_224",
-            image_size=image_size,
-            patch_size=8,
-            drop_path=0.1,
-            arch=Arch(embed_dim=32, depth=2, num_heads=2),
-        ),
+        encoder=scale.tiny_vit(image_size, drop_path=0.1),
         optim=_adamw(5e-4, warmup=Steps(2)),
         batch_size=16,
         length=Steps(8),

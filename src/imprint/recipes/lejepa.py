@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from imprint.backbones.arch import Arch
 from imprint.core.progress import Epochs, Steps
 from imprint.core.schedules import constant
 from imprint.methods.lejepa import LeJEPAConfig
@@ -72,12 +71,7 @@ def debug(image_size: int = 32) -> RunConfig:
         method=LeJEPAConfig(
             hidden=64, projection=16, slices=64, local_crops=2, local_size=16, colour=0.5, blur=0.0, solarise=0.0
         ),
-        encoder=EncoderConfig(
-            name="vit_tiny_patch16_224",
-            image_size=image_size,
-            patch_size=8,
-            arch=Arch(embed_dim=32, depth=2, num_heads=2),
-        ),
+        encoder=scale.tiny_vit(image_size),
         optim=OptimConfig(name="adamw", lr=LR(base=1e-3, rule="none", warmup=Steps(2)), weight_decay=constant(5e-2)),
         batch_size=16,
         length=Steps(8),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from imprint.backbones.arch import Arch
 from imprint.core.progress import Epochs, Steps
 from imprint.core.schedules import constant
 from imprint.methods.mae import MAEConfig
@@ -75,14 +74,7 @@ def debug(image_size: int = 32) -> RunConfig:
     return RunConfig(
         name="mae",
         method=MAEConfig(decoder_width=32, decoder_depth=1, decoder_heads=2),
-        encoder=EncoderConfig(
-            name="vit_tiny_patch16_224",
-            image_size=image_size,
-            patch_size=8,
-            positions="sincos",
-            init="mae",
-            arch=Arch(embed_dim=32, depth=2, num_heads=2),
-        ),
+        encoder=scale.tiny_vit(image_size, positions="sincos", init="mae"),
         optim=_adamw(LR(base=1e-3, warmup=Steps(2))),
         batch_size=16,
         length=Steps(8),

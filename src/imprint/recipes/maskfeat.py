@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from imprint.backbones.arch import Arch
 from imprint.core.progress import Epochs, Steps
 from imprint.core.schedules import constant
 from imprint.methods.maskfeat import MaskFeatConfig
@@ -101,12 +100,7 @@ def debug(image_size: int = 32) -> RunConfig:
     return RunConfig(
         name="maskfeat",
         method=MaskFeatConfig(min_block=2),
-        encoder=EncoderConfig(
-            name="vit_tiny_patch16_224",
-            image_size=image_size,
-            patch_size=8,
-            arch=Arch(embed_dim=32, depth=2, num_heads=2),
-        ),
+        encoder=scale.tiny_vit(image_size),
         optim=_adamw(Steps(2)),
         batch_size=16,
         length=Steps(8),

@@ -89,14 +89,7 @@ def debug(image_size: int = 32) -> RunConfig:
     return RunConfig(
         name="moco_v3",
         method=MoCoV3Config(hidden=32, projection=16, colour=0.5, blur=0.0),
-        encoder=EncoderConfig(
-            name="vit_tiny_patch16_224",
-            image_size=image_size,
-            patch_size=8,
-            positions="sincos_mocov3",
-            init="mocov3",
-            arch=Arch(embed_dim=32, depth=2, num_heads=2),
-        ),
+        encoder=scale.tiny_vit(image_size, positions="sincos_mocov3", init="mocov3"),
         optim=OptimConfig(name="adamw", lr=LR(base=1e-3, warmup=Steps(2)), weight_decay=constant(0.1)),
         batch_size=16,
         length=Steps(8),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from imprint.backbones.arch import Arch
 from imprint.core.progress import Epochs, Steps
 from imprint.core.schedules import Schedule, cosine
 from imprint.methods.msn import MSNConfig
@@ -114,12 +113,7 @@ def debug(image_size: int = 32) -> RunConfig:
             random_scale=(0.3, 1.0),
             blur=0.0,
         ),
-        encoder=EncoderConfig(
-            name="vit_tiny_patch16_224",
-            image_size=image_size,
-            patch_size=8,
-            arch=Arch(embed_dim=32, depth=2, num_heads=2),
-        ),
+        encoder=scale.tiny_vit(image_size),
         optim=_adamw(warmup=Steps(2)),
         batch_size=16,
         length=Steps(8),

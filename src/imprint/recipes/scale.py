@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from imprint.backbones.arch import Arch
 from imprint.backbones.load import is_stored
@@ -29,6 +29,13 @@ def narrow_resnet(image_size: int) -> EncoderConfig:
     """Return a ResNet of four narrow blocks: for tests."""
     arch = Arch(layers=(1, 1, 1, 1), channels=(16, 16, 32, 32))
     return EncoderConfig(name="resnet18", image_size=image_size, stem="cifar", arch=arch)
+
+
+def tiny_vit(image_size: int, **changes: Any) -> EncoderConfig:
+    """Return a ViT of two narrow blocks and patches of 8 pixels: for tests."""
+    arch = Arch(embed_dim=32, depth=2, num_heads=2)
+    settings: dict[str, Any] = {"name": "vit_tiny_patch16_224", "patch_size": 8, "arch": arch}
+    return EncoderConfig(image_size=image_size, **settings | changes)
 
 
 def adamw() -> OptimConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from imprint.backbones.arch import Arch
 from imprint.core.progress import Epochs, Steps
 from imprint.core.schedules import constant
 from imprint.methods.splitmask import SplitMaskConfig
@@ -56,12 +55,7 @@ def debug(image_size: int = 32) -> RunConfig:
     return RunConfig(
         name="splitmask",
         method=SplitMaskConfig(vocabulary=32, decoder_heads=2),
-        encoder=EncoderConfig(
-            name="vit_tiny_patch16_224",
-            image_size=image_size,
-            patch_size=8,
-            arch=Arch(embed_dim=32, depth=2, num_heads=2),
-        ),
+        encoder=scale.tiny_vit(image_size),
         optim=OptimConfig(name="adamw", lr=LR(base=1e-3, per=16, warmup=Steps(2)), weight_decay=constant(0.05)),
         batch_size=16,
         length=Steps(8),
