@@ -17,7 +17,7 @@ from imprint.core.stages import begun, home
 from imprint.data.arrays import ArraySource
 from imprint.methods.simclr import SimCLR
 from imprint.methods.simclr_v2 import SimCLRv2
-from imprint.recipes.book import stages_of
+from imprint.recipes.book import recipe, stages_of
 from imprint.train.entry import pretrain_run
 from imprint.train.run import Run, read_stages
 from imprint.train.stages import rebuilt, split_budget
@@ -203,3 +203,22 @@ def test_the_report_is_a_page_over_all_stages(copied):
     for number, title in enumerate(("pretrain", "finetune", "distill"), 1):
         assert (copied / f"stage-{number}" / "report.html").exists()
         assert f'href="stage-{number}/report.html"' in text and title in text
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes", "said"),
+    [
+        ("beit/debug", {"tokenizer": "dvae"}, "there is none"),
+        ("cae/debug", {"target": "tokens", "tokenizer": "previous"}, "run before it"),
+        ("splitmask/debug", {"tokenizer": "dvae"}, "has no tokenizer"),
+        ("maskfeat/debug", {"target": "features"}, "needs an encoder to imitate"),
+        ("dinov2/debug", {"teacher_mode": "frozen"}, "needs a trained teacher"),
+    ],
+)
+def test_what_only_an_earlier_run_can_give_is_asked_for_before_anything_is_written(tmp_path, spec, changes, said):
+    config = recipe(spec)
+    config = dataclasses.replace(config, method=dataclasses.replace(config.method, **changes), device="cpu", workers=1)
+    images = ArraySource(np.random.default_rng(0).integers(0, 255, (48, 32, 32, 3), dtype=np.uint8))
+    with pytest.raises(ConfigError, match=said):
+        pretrain_run(config, tmp_path / "run", source=images)
+    assert not (tmp_path / "run" / "config.json").exists()

@@ -68,7 +68,7 @@ def print_all(described: list[dict[str, Any]]) -> None:
     table = _table("name", "method", "family", "year", "paper", "the paper's figure")
     for one in described:
         table.add_row(
-            one["name"], one["title"], one["family"], str(one["year"]), f"arXiv {one['arxiv']}", one["paper_figure"]
+            one["name"], one["title"], one["family"], str(one["year"]), paper(one["arxiv"]), one["paper_figure"]
         )
     _print(table)
     print("'imprint methods NAME' shows one in detail; 'imprint pretrain NAME --help' lists its options.")
@@ -77,7 +77,7 @@ def print_all(described: list[dict[str, Any]]) -> None:
 def print_one(one: dict[str, Any]) -> None:
     """Print one method with its own options."""
     lines = [
-        f"{one['title']} ({one['year']}), arXiv {one['arxiv']}",
+        f"{one['title']} ({one['year']}), {paper(one['arxiv'])}",
         f"family         {one['family']}",
         f"class          {one['class']}",
         f"numeric cases  {', '.join(one['parity']) or '-'}",
@@ -107,6 +107,11 @@ def print_fidelity(described: list[dict[str, Any]]) -> None:
             if case not in named:
                 table.add_row("(shared)", case, worst(error), "", "", "")
     _print(table)
+
+
+def paper(number: str) -> str:
+    """Return an arXiv number as one, and the authors and year of a paper that has none as they are."""
+    return f"arXiv {number}" if number[0].isdigit() else number
 
 
 def worst(error: Any) -> str:

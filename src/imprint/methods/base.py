@@ -110,6 +110,10 @@ class Method(nn.Module):
         except RuntimeError as error:
             raise ConfigError(f"the run to start from has other shapes: {error}") from error
 
+    def lacks(self) -> str | None:
+        """Say what only an earlier run can give and is not there; the run is then refused before it writes anything."""
+        return None
+
     def fit(self, images_BCHW: Tensor) -> None:
         """Learn from plain training images what must be known before the first step (iGPT's colour clusters).
 

@@ -27,6 +27,12 @@ from imprint.nn.ema import frozen_copy
 from imprint.nn.tokenizers import RandomProjectionTokenizer, Tokenizer
 from imprint.ops.patchify import denormalise_patches, normalise_patches, patchify, unpatchify
 
+MISSING = (
+    "BEiT names the visual words of a discrete VAE and there is none: train one (imprint pretrain dvae), "
+    "then name its run by --start, or use a recipe of two stages (beit/small_dvae); "
+    "--method.tokenizer random needs no training."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BEiTConfig(MethodConfig):
@@ -168,15 +174,15 @@ class BEiT(Method):
             loss = loss * (count / all_reduce_mean(count))
         return StepOutput(loss, metrics)
 
+    def lacks(self) -> str | None:
+        """What an earlier run must have left."""
+        return MISSING if self.cfg.tokenizer == "dvae" and self.tokenizer is None else None
+
     @torch.no_grad()
     def _words(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return the visual words (B, N) of the crop at the encoder's grid (public code: of the crop at half size)."""
         if self.tokenizer is None:
-            raise ConfigError(
-                "BEiT names the visual words of a discrete VAE and there is none: train one (imprint pretrain dvae), "
-                "then name its run by --start, or use a recipe of two stages (beit/small_dvae); "
-                "--method.tokenizer random needs no training."
-            )
+            raise ConfigError(MISSING)
         return self.tokenizer.encode_grid(images, grid)
 
     def _pixels(self, images: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ from imprint.ops.masking import by_row, keep_from_mask, take_tokens
 from imprint.ops.patchify import denormalise_patches, normalise_patches, patchify, unpatchify
 from imprint.ops.positions import sincos_2d
 
+MISSING = "cae takes its tokenizer from the run before it; name a dvae run by --start."
+
 
 @dataclass(frozen=True, kw_only=True)
 class CAEConfig(MethodConfig):
@@ -183,13 +185,17 @@ class CAE(Method):
         )
         return loss, {"cae/tokens_right": right.detach()}
 
+    def lacks(self) -> str | None:
+        """What an earlier run must have left."""
+        return MISSING if self.cfg.target == "tokens" and self.tokenizer is None else None
+
     def _pixels(self, images: Tensor) -> Tensor:
         patches_BNP = patchify(images, self.backbone.patch_size)
         return normalise_patches(patches_BNP) if self.cfg.normalise_targets else patches_BNP
 
     def _tokens(self, images: Tensor) -> Tensor:
         if self.tokenizer is None:
-            raise ConfigError("cae takes its tokenizer from the run before it; name a dvae run by --start.")
+            raise ConfigError(MISSING)
         return self.tokenizer.encode_grid(images, self.grid)
 
     def after_optimizer_step(self, t: Progress) -> None:

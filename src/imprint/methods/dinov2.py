@@ -37,6 +37,11 @@ from imprint.nn.crop_distillation import (
 from imprint.nn.ema import frozen_copy
 from imprint.nn.heads import PrototypeHead
 
+MISSING = (
+    "distillation needs a trained teacher: start from a finished run of dinov2 (--start RUN), or set "
+    "--method.teacher-mode average."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DINOv2Config(MethodConfig):
@@ -214,14 +219,15 @@ class DINOv2(Method):
             )
         self.teacher = teacher
 
+    def lacks(self) -> str | None:
+        """What an earlier run must have left."""
+        return MISSING if self.cfg.teacher_mode == "frozen" and self.teacher is None else None
+
     def forward(self, batch: Batch, t: Progress) -> StepOutput:
         """Match class tokens across crops and patches within crops to the teacher's (Sec. 4)."""
         teacher = self.average if self.cfg.teacher_mode == "average" else self.teacher
         if teacher is None:
-            raise ConfigError(
-                "distillation needs a trained teacher: start from a finished run of dinov2 (--start RUN), or set "
-                "--method.teacher-mode average."
-            )
+            raise ConfigError(MISSING)
         found = match(
             self,
             teacher,

@@ -31,6 +31,11 @@ from imprint.nn.tokenizers import RandomProjectionTokenizer, Tokenizer
 from imprint.ops.hog import hog, hog_from_patches, hog_patches, hog_picture
 from imprint.ops.patchify import denormalise_patches, normalise_patches, patchify, unpatchify
 
+MISSING = (
+    "maskfeat: the target 'features' needs an encoder to imitate; set method.teacher (timm:NAME, a run "
+    "folder or an exported file) or start from a finished run."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskFeatConfig(MethodConfig):
@@ -154,6 +159,10 @@ class MaskFeat(Method):
             variance = target_MP.float().var(dim=0).mean().clamp_min(1e-12)
         return StepOutput(loss, {"maskfeat/unexplained": loss.detach() / variance})
 
+    def lacks(self) -> str | None:
+        """What an earlier run must have left."""
+        return MISSING if self.cfg.target == "features" and self.teacher is None else None
+
     @torch.no_grad()
     def targets(self, images_BCHW: Tensor) -> Tensor:
         """Return what every patch's prediction is compared with, (B, N, P).
@@ -168,10 +177,7 @@ class MaskFeat(Method):
             patches = patchify(images_BCHW, patch)
             return normalise_patches(patches) if cfg.normalise_pixels else patches
         if self.teacher is None:
-            raise ConfigError(
-                "maskfeat: the target 'features' needs an encoder to imitate; set method.teacher (timm:NAME, a run "
-                "folder or an exported file) or start from a finished run."
-            )
+            raise ConfigError(MISSING)
         return self._imitated(self.teacher, images_BCHW)
 
     def _imitated(self, teacher: Encoder, images_BCHW: Tensor) -> Tensor:

@@ -34,6 +34,9 @@ MODULES_PER_LAYER = 3
 """A hidden layer of the head is a linear map, a BatchNorm and a ReLU."""
 
 
+MISSING = "distillation needs the fine-tuned network of a run before it; name that run by --start."
+
+
 @dataclass(frozen=True, kw_only=True)
 class SimCLRv2Config(MethodConfig):
     """SimCLR v2's choices.
@@ -143,6 +146,10 @@ class SimCLRv2(Method):
         if self.cfg.stage == "pretrain" and self.cfg.memory:
             self.keys.check(2 * rows)
 
+    def lacks(self) -> str | None:
+        """What an earlier run must have left."""
+        return MISSING if self.cfg.stage == "distill" and self.teacher is None else None
+
     def forward(self, batch: Batch, t: Progress) -> StepOutput:
         """Compute the stage's loss."""
         if self.cfg.stage == "pretrain":
@@ -176,7 +183,7 @@ class SimCLRv2(Method):
     def _distill(self, batch: Batch) -> StepOutput:
         """The student takes on the teacher's distribution (Eq. 2); with labels, their cross entropy too (Eq. 3)."""
         if self.teacher is None:
-            raise ConfigError("distillation needs the fine-tuned network of a run before it; name that run by --start.")
+            raise ConfigError(MISSING)
         images = batch.views["global"][0]
         with torch.no_grad():
             teacher_BK = self.teacher(images)

@@ -33,6 +33,11 @@ from imprint.nn.tokenizers import RandomProjectionTokenizer, Tokenizer
 from imprint.ops.masking import keep_from_mask
 from imprint.ops.spread import agreement
 
+MISSING = (
+    "splitmask has no tokenizer: --method.tokenizer dvae starts from a trained one. Train it (imprint "
+    "pretrain dvae) and give its run with --start RUN, or use --method.tokenizer random."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitMaskConfig(MethodConfig):
@@ -157,14 +162,15 @@ class SplitMask(Method):
         first = None if features.cls_BD is None else features.cls_BD[:, None]
         return self.decoder.tokens(features.patches_BND, seen_SM, asked_SM[None], first), asked_SM
 
+    def lacks(self) -> str | None:
+        """What an earlier run must have left."""
+        return MISSING if self.tokenizer is None else None
+
     @torch.no_grad()
     def words(self, images: Tensor) -> Tensor:
         """Return the visual words of all patches (B, N), int64."""
         if self.tokenizer is None:
-            raise ConfigError(
-                "splitmask has no tokenizer: --method.tokenizer dvae starts from a trained one. Train it (imprint "
-                "pretrain dvae) and give its run with --start RUN, or use --method.tokenizer random."
-            )
+            raise ConfigError(MISSING)
         return self.tokenizer.encode_grid(images, self.grid)
 
     def matching(self, xa_BD: Tensor, xb_BD: Tensor) -> Tensor:

@@ -100,10 +100,16 @@ def rebuilt(run: Run) -> Method:
 
 
 def inherit(method: Method, config: RunConfig, folder: Path) -> None:
-    """Let a method take over from the run that its own run starts from; nothing happens when it starts afresh."""
+    """Let a method take over from the run that its own run starts from, where there is one.
+
+    Raises:
+        ConfigError: when the method then still lacks what only an earlier run can give.
+    """
     run = started_from(config, folder)
     if run is not None:
         method.inherit(rebuilt(run))
+    if (missing := method.lacks()) is not None:
+        raise ConfigError(missing)
 
 
 def with_classes(config: RunConfig, images: Source, folder: Path) -> RunConfig:
