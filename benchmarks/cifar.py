@@ -82,7 +82,7 @@ def prepare(source: Path, out: Path) -> None:
         print(f"{split}: {mosaics * 10_000} images in {out / split}")
 
 
-def run(methods: list[str], data: Path, out: Path, budget: str, seed: int, extra: list[str]) -> None:
+def run(methods: list[str], data: Path, out: Path, budget: str, seed: int, bank: int, extra: list[str]) -> None:
     """Pretrain each method by the command line for `budget`, then judge it."""
     out.mkdir(parents=True, exist_ok=True)
     for method in methods:
@@ -93,19 +93,21 @@ def run(methods: list[str], data: Path, out: Path, budget: str, seed: int, extra
         ]  # fmt: skip
         print("$ imprint", " ".join(command), flush=True)
         subprocess.run([sys.executable, "-m", "imprint", *command], check=True)
-        score([method], data, out, seed)
+        score([method], data, out, seed, bank)
 
 
-def score(methods: list[str], data: Path, out: Path, seed: int) -> None:
+def score(methods: list[str], data: Path, out: Path, seed: int, bank: int) -> None:
     """Judge runs that are finished and store the figures as cifar.json beside them."""
     for method in methods:
         folder = out / f"{method}-seed{seed}"
-        result = {"method": method, "seed": seed} | judge(folder, data)
+        result = {"method": method, "seed": seed, "bank": bank or 50_000} | judge(folder, data, bank)
         (folder / "cifar.json").write_text(json.dumps(result, indent=2) + "\n")
         print(json.dumps(result, indent=2), flush=True)
 
 
-def league(methods: list[str], data: Path, out: Path, budget: str, seed: int, jobs: int, extra: list[str]) -> None:
+def league(
+    methods: list[str], data: Path, out: Path, budget: str, seed: int, jobs: int, bank: int, extra: list[str]
+) -> None:
     """Run the methods that have no figures yet, `jobs` at a time, and write the result file."""
     out.mkdir(parents=True, exist_ok=True)
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
@@ -114,7 +116,7 @@ def league(methods: list[str], data: Path, out: Path, budget: str, seed: int, jo
     def one(method: str) -> int:
         with (out / f"{method}-seed{seed}.log").open("w") as log:
             command = [sys.executable, __file__, "run", method, "--data", str(data), "--out", str(out)]
-            command += ["--budget", budget, "--seed", str(seed), "--workers", threads, *extra]
+            command += ["--budget", budget, "--seed", str(seed), "--bank", str(bank), "--workers", threads, *extra]
             print(f"{method} ...", flush=True)
             return subprocess.run(command, env=env, stdout=log, stderr=log, check=False).returncode
 
@@ -128,8 +130,11 @@ def league(methods: list[str], data: Path, out: Path, budget: str, seed: int, jo
     print(f"written: {write_results('cifar', figures, command=command)}")
 
 
-def judge(folder: Path, data: Path) -> dict[str, Any]:
-    """Return kNN and linear probe of pixels, the untrained encoder and the pretrained one, on the whole test set."""
+def judge(folder: Path, data: Path, bank: int = 0) -> dict[str, Any]:
+    """Return kNN, linear probe (and fine-tuning) of the untrained and the pretrained encoder, on the whole test set.
+
+    `bank` training images, spread over all, are what kNN and probe learn from; 0 takes all 50,000.
+    """
     import torch
 
     from imprint.backbones.build import build_encoder
@@ -151,28 +156,32 @@ def judge(folder: Path, data: Path) -> dict[str, Any]:
     }
     baselines = folder.parent / "baselines.json"  # pixels and each untrained encoder once
     known: dict[str, Any] = json.loads(baselines.read_text()) if baselines.exists() else {}
-    start = json.dumps([trained.config, run.config.seed], sort_keys=True)
+    start = json.dumps([trained.config, run.config.seed, bank], sort_keys=True)
     masked = row(run.config.name).family == MASKED and run.config.name not in OWN
     protocols = ("knn", "linear", *(("finetune",) if masked else ()))
     if not {f"{protocol}_untrained" for protocol in protocols} <= known.get(start, {}).keys():
-        known[start] = {"knn_pixels": top1("knn", "pixels", data)}
+        known[start] = {"knn_pixels": top1("knn", "pixels", data, bank=bank)}
         for protocol in protocols:
-            known[start][f"{protocol}_untrained"] = top1(protocol, untrained, data, normalise)
+            known[start][f"{protocol}_untrained"] = top1(protocol, untrained, data, normalise, bank=bank)
         baselines.write_text(json.dumps(known, indent=2) + "\n")
     result |= known[start]
     for protocol in protocols:
-        result[f"{protocol}_trained"] = top1(protocol, trained, data, normalise)
+        result[f"{protocol}_trained"] = top1(protocol, trained, data, normalise, bank=bank)
     return result
 
 
-def top1(protocol: str, encoder: Any, data: Path, normalise: Any = None) -> dict[str, float]:
+def top1(protocol: str, encoder: Any, data: Path, normalise: Any = None, *, bank: int = 0) -> dict[str, float]:
     """Return the protocol's main figure with its interval, fitted on `train` and counted on all of `test`."""
+    from imprint.data.sources import open_source, spread
     from imprint.evals.evaluate import evaluate
 
     # Averaged patches: a CNN's own pooling, and what MAE's encoder was trained on (its class token is not).
     options = {} if encoder == "pixels" else {"normalise": normalise, "tokens": "patch_mean"}
     options |= FINETUNE if protocol == "finetune" else {}
-    report = evaluate(protocol, encoder, str(data / "train"), str(data / "test"), **options)
+    train = open_source(str(data / "train"))
+    if bank and protocol != "finetune":
+        train = train.subset(spread(len(train), bank))
+    report = evaluate(protocol, encoder, train, str(data / "test"), **options)
     metric = report.metrics[report.main]
     return {"top1": metric.value, "low": metric.low, "high": metric.high}
 
@@ -202,6 +211,7 @@ def main() -> None:
     two.add_argument("--out", type=Path, default=Path("runs/cifar"))
     two.add_argument("--budget", default="15min")
     two.add_argument("--seed", type=int, default=0)
+    two.add_argument("--bank", type=int, default=0, help="training images for kNN and probe; 0 is all")
     five = actions.add_parser("league")
     five.add_argument("methods", nargs="*", help=f"default: {' '.join(LEAGUE)}")
     five.add_argument("--data", type=Path, default=Path("data/cifar10"))
@@ -209,22 +219,24 @@ def main() -> None:
     five.add_argument("--budget", default="10min")
     five.add_argument("--seed", type=int, default=0)
     five.add_argument("--jobs", type=int, default=2)
+    five.add_argument("--bank", type=int, default=0, help="training images for kNN and probe; 0 is all")
     three = actions.add_parser("score")
     three.add_argument("methods", nargs="+", choices=METHODS)
     three.add_argument("--data", type=Path, default=Path("data/cifar10"))
     three.add_argument("--out", type=Path, default=Path("runs/cifar"))
     three.add_argument("--seed", type=int, default=0)
+    three.add_argument("--bank", type=int, default=0, help="training images for kNN and probe; 0 is all")
     four = actions.add_parser("table")
     four.add_argument("--out", type=Path, default=Path("runs/cifar"))
     args, extra = parser.parse_known_args()
     if args.action == "prepare":
         prepare(args.source, args.out)
     elif args.action == "run":
-        run(args.methods, args.data, args.out, args.budget, args.seed, extra)
+        run(args.methods, args.data, args.out, args.budget, args.seed, args.bank, extra)
     elif args.action == "league":
-        league(args.methods or LEAGUE, args.data, args.out, args.budget, args.seed, args.jobs, extra)
+        league(args.methods or LEAGUE, args.data, args.out, args.budget, args.seed, args.jobs, args.bank, extra)
     elif args.action == "score":
-        score(args.methods, args.data, args.out, args.seed)
+        score(args.methods, args.data, args.out, args.seed, args.bank)
     else:
         table(args.out)
 
