@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from imprint.backbones.attention import plain, queries_keys_values, rotated
+from imprint.ops.attention import attend
 
 DROP_FROM = 0.1
 """Samples are left out where the rate is above this (DINOv2, public code); below, only their results are zeroed."""
@@ -120,7 +120,7 @@ def _attend(block: Any, x_SD: Tensor, groups: Sequence[Group]) -> Tensor:
             q, k = rotated(attn, q, group.rope).type_as(v), rotated(attn, k, group.rope).type_as(v)
         bias = None if group.bias_hTT is None else group.bias_hTT.to(q.dtype)
         dropout = attn.attn_drop.p if attn.training else 0.0
-        mixed = scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+        mixed = attend(q, k, v, mask_TS=bias, dropout_p=dropout)
         parts.append(mixed.transpose(1, 2).reshape(stop - start, -1))
         start = stop
     out_SD = parts[0] if len(parts) == 1 else torch.cat(parts)

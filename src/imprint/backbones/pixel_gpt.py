@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from imprint.ops.attention import attend
+
 
 class PixelBlock(nn.Module):
     """Pre-norm block of the public code: (B, T, D) -> (B, T, D), without biases."""
@@ -35,7 +37,7 @@ class PixelBlock(nn.Module):
     def forward(self, x_BTD: Tensor, causal: bool) -> Tensor:
         """Return the block's output; `causal`: a position attends to itself and earlier ones only."""
         q, k, v = self.heads_of(x_BTD).unbind(0)
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        mixed = attend(q, k, v, causal=causal)
         return self.after_attention(x_BTD, mixed)
 
     def after_attention(self, x_BTD: Tensor, mixed_BhTd: Tensor) -> Tensor:

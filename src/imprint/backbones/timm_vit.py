@@ -184,7 +184,9 @@ class TimmViT(TimmEncoder):
     def _run(self, block: nn.Module, tokens_BTD: Tensor, rope: Tensor | None, bias_hTT: Tensor | None) -> Tensor:
         run: Callable[..., Tensor] = block
         arguments: tuple[Any, ...] = (tokens_BTD,) if rope is None else (tokens_BTD, rope)
-        if bias_hTT is not None or (self._drop_samples and self.training):
+        own = bias_hTT is not None or (self._drop_samples and self.training)
+        # timm calls the fused attention, which is slow in mixed precision on CPUs (`ops.attention`).
+        if own or (self._packable and tokens_BTD.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
             run, arguments = self._run_own, (block, tokens_BTD, rope, bias_hTT)
         if self._grad_checkpointing and torch.is_grad_enabled():
             result: Tensor = checkpoint(run, *arguments, use_reentrant=False)

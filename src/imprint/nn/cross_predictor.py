@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imprint.core.errors import ConfigError
+from imprint.ops.attention import attend
 
 
 class CrossPredictor(nn.Module):
@@ -103,7 +104,7 @@ class _Block(nn.Module):
     ) -> Tensor:
         q_BhPd = self.q(self.norm1(x_BPD)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k_BhCd, v_BhCd = self.kv(context_BCD).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(_turned(q_BhPd, queries), _turned(k_BhCd, keys), v_BhCd)
+        mixed = attend(_turned(q_BhPd, queries), _turned(k_BhCd, keys), v_BhCd)
         x_BPD = x_BPD + self._dropped(self.proj(mixed.transpose(1, 2).flatten(2)))
         return x_BPD + self._dropped(self.mlp(self.norm2(x_BPD)))
 

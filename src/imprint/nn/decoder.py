@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from imprint.ops.attention import attend
 from imprint.ops.positions import sincos_2d
 
 
@@ -24,7 +25,7 @@ class Block(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the block's output."""
         qkv = self.qkv(self.norm1(x_BTD)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
+        mixed = attend(qkv[0], qkv[1], qkv[2])
         x_BTD = x_BTD + self.proj(mixed.transpose(1, 2).flatten(2))
         out: Tensor = x_BTD + self.mlp(self.norm2(x_BTD))
         return out

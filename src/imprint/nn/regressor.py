@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+
+from imprint.ops.attention import attend
 
 
 class DropBranch(nn.Module):
@@ -50,7 +51,7 @@ class CrossBlock(nn.Module):
         q = self._split(self.q(self.norm_q(x_BMD + where_BMD)))
         k = self._split(self.k(self.norm_k(context_BTD + where_BTD)))
         v = self._split(self.v(self.norm_v(context_BTD)))
-        mixed_BMD = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        mixed_BMD = attend(q, k, v).transpose(1, 2).flatten(2)
         x_BMD = self.norm(x_BMD + self.drop(self.scale1 * self.proj(mixed_BMD)))
         out: Tensor = x_BMD + self.drop(self.scale2 * self.mlp(x_BMD))
         return out
@@ -76,7 +77,7 @@ class SelfBlock(nn.Module):
     def forward(self, x_BMD: Tensor) -> Tensor:
         """Return the block's output."""
         q, k, v = self.qkv(self.norm1(x_BMD)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed_BMD = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        mixed_BMD = attend(q, k, v).transpose(1, 2).flatten(2)
         x_BMD = x_BMD + self.drop(self.scale1 * self.proj(mixed_BMD))
         out: Tensor = x_BMD + self.drop(self.scale2 * self.mlp(self.norm2(x_BMD)))
         return out

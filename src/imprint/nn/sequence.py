@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imprint.core.errors import ConfigError
+from imprint.ops.attention import attend
 
 
 class SequenceBlock(nn.Module):
@@ -44,7 +45,7 @@ class SequenceBlock(nn.Module):
         """
         q, k, v = self.qkv(x_BTD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         seen = None if padding_BT is None else ~padding_BT[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
+        mixed = attend(q, k, v, mask_TS=seen).transpose(1, 2).flatten(2)
         x_BTD = self.norm1(x_BTD + self.drop(self.proj(mixed)))
         added_BTD = self.fc2(F.gelu(self.fc1(x_BTD)))
         return self.norm2(x_BTD + self.drop(added_BTD)), added_BTD
