@@ -52,6 +52,7 @@ class IBOTConfig(MethodConfig):
         prototypes: K of the class tokens, and of the patches with a shared head (App. E).
         patch_prototypes: K of the patches where they have prototypes of their own.
         hidden: width of the head's hidden layers.
+        head_norm: BatchNorm in the head (public code, --norm_in_head; off in the paper's runs).
         bottleneck: width before the prototypes.
         train_gain: train the prototypes' weight-norm gain (the public recipes for ViT-S and Swin).
         student_temp: tau_s of both terms.
@@ -79,6 +80,7 @@ class IBOTConfig(MethodConfig):
     prototypes: int = 8192
     patch_prototypes: int = 8192
     hidden: int = 2048
+    head_norm: bool = False
     bottleneck: int = 256
     train_gain: bool = False
     student_temp: float = 0.1
@@ -109,7 +111,14 @@ class Network(nn.Module):
         self.backbone = backbone
 
         def head(prototypes: int) -> PrototypeHead:
-            return PrototypeHead(backbone.embed_dim, cfg.hidden, cfg.bottleneck, prototypes, train_gain=cfg.train_gain)
+            return PrototypeHead(
+                backbone.embed_dim,
+                cfg.hidden,
+                cfg.bottleneck,
+                prototypes,
+                train_gain=cfg.train_gain,
+                norm=cfg.head_norm,
+            )
 
         self.head = head(cfg.prototypes)
         self.patch_head = head(cfg.patch_prototypes) if cfg.heads == "separate" else None
