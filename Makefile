@@ -12,7 +12,7 @@ TORCH ?= torch
 TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(CONSTRAINTS)
 THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} NUMBA_NUM_THREADS=$${NUMBA_NUM_THREADS:-1}
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist worksteal
 # measure.py is what the others measure with; cifar.py takes a quarter of an hour a method (docs/results.md).
 BENCHMARKS ?= $(filter-out benchmarks/measure.py benchmarks/cifar.py,$(sort $(wildcard benchmarks/*.py)))
 
