@@ -104,6 +104,15 @@ class Encoder(nn.Module):
         """
         raise ConfigError(f"encoder '{self.name}' does not give single layers.")
 
+    def encode_maps(self, images_BCHW: Tensor) -> list[Tensor]:
+        """Return feature maps (B, D_i, h_i, w_i), finest first: one per stage of a hierarchical encoder, else the
+        patches after the final norm as one map.
+
+        Dense tasks (detection, segmentation) build on them; images may have any sides that the encoder accepts.
+        """
+        features = self(images_BCHW)
+        return [features.patches_BND.transpose(1, 2).unflatten(2, features.grid)]
+
     def attention(self, images_BCHW: Tensor, layer: int = -1) -> Tensor:
         """Return attention probabilities (B, heads, T, T) of one block, prefix tokens first.
 

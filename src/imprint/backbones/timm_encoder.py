@@ -92,6 +92,13 @@ class TimmEncoder(Encoder):
         by_stage = dict(zip(order, maps, strict=True))
         return [self._features(by_stage[i], None, images_BCHW, "NCHW") for i in wanted]
 
+    def encode_maps(self, images_BCHW: Tensor) -> list[Tensor]:
+        """Return one map per stage, finest first (one map where timm gives no stages)."""
+        if not hasattr(self.model, "forward_intermediates") or self.has_tokens:
+            return super().encode_maps(images_BCHW)
+        stages = self.encode_layers(images_BCHW, range(self.depth))
+        return [stage.patches_BND.transpose(1, 2).unflatten(2, stage.grid) for stage in stages]
+
     def _features(self, raw: Tensor, pooled_BD: Tensor | None, images_BCHW: Tensor, layout: Layout) -> Features:
         if raw.ndim != (3 if layout == "NLC" else 4):
             raise ConfigError(

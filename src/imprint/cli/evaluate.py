@@ -24,8 +24,14 @@ def arguments(parser: Parser) -> None:
     """Declare the options."""
     parser.add_argument("protocol", metavar="PROTOCOL", help=", ".join(catalog.names()))
     parser.add_argument("--encoder", required=True, metavar="ENC", help="what is judged")
-    parser.add_argument("--train", required=True, metavar="SRC", help="bank of kNN, training set of a probe")
-    parser.add_argument("--test", metavar="SRC", help="what is scored (not needed by labelfree)")
+    parser.add_argument(
+        "--train",
+        required=True,
+        nargs="+",
+        metavar="SRC",
+        help="bank of kNN, training set of a probe, or the one source",
+    )
+    parser.add_argument("--test", nargs="+", metavar="SRC", help="what is scored, where there are two sources")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the report as JSON")
     rows = "\n".join(f"  {row.name:<10} {row.description}" for row in catalog.CATALOG)
     parser.epilog = f"protocols:\n{rows}\n\n{ENCODERS}\n'{PROG} PROTOCOL --help' lists the protocol's own options."
@@ -60,11 +66,20 @@ def run(args: argparse.Namespace) -> int:
         for field in dataclasses.fields(config)
         if getattr(config, field.name) != getattr(defaults, field.name)
     }
-    report = evaluate(args.protocol, args.encoder, args.train, args.test, args.out, **changed)
+    train = one_or_more(args.protocol, args.train)
+    test = one_or_more(args.protocol, args.test) if args.test else None
+    report = evaluate(args.protocol, args.encoder, train, test, args.out, **changed)
     print(table(report))
     if args.out is not None:
         print(f"written to {args.out}")
     return 0
+
+
+def one_or_more(protocol: str, words: list[str]) -> str | tuple[str, ...]:
+    """Return the only SRC as a word and several as a tuple; a protocol that takes a list always gets one."""
+    if len(words) == 1 and catalog.row(protocol).takes != "several":
+        return words[0]
+    return tuple(words)
 
 
 def table(report: Report) -> str:

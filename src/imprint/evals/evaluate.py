@@ -14,7 +14,7 @@ import torch
 from imprint.backbones.encoder import Encoder
 from imprint.core.errors import ConfigError, unknown
 from imprint.data.batch import Normalise
-from imprint.data.sources import Source, open_source
+from imprint.data.sources import Source
 from imprint.evals.catalog import protocol_class, row
 from imprint.evals.pixels import PixelEncoder
 from imprint.evals.protocol import EvalData, ProtocolConfig
@@ -36,11 +36,12 @@ def evaluate(
     """Judge an encoder by a protocol of the catalogue.
 
     Args:
-        protocol: `knn`, `linear`, `finetune`, `labelfree`.
+        protocol: a name of the catalogue (`imprint.evals.catalog`).
         encoder: a run folder, an exported file, `timm:NAME`, `random:NAME` (untrained), `pixels` (raw pixels as the
             baseline), or an Encoder.
-        train: SRC of the bank or training set; the one source of `labelfree`.
-        test: SRC that is scored; not used by `labelfree`.
+        train: SRC of the bank or training set, or the one source of protocols that need no other; several of them for
+            `transfer`, and joined into one elsewhere.
+        test: SRC that is scored.
         out: JSON file to write the report to.
         normalise: pixel normalisation; None takes the one stored with the encoder, else ImageNet's.
         options: fields of the protocol's configuration (`ks`, `temperatures`, `lrs`, `tokens`, `image_size`, ...).
@@ -54,8 +55,8 @@ def evaluate(
     config = config_from(cls.Config, options)
     if entry.needs_test and test is None:
         raise ConfigError(f"'{protocol}' scores a test source; add --test SRC.")
-    train_source = open_source(train)
-    test_source = open_source(test) if test is not None and entry.needs_test else None
+    train_source = cls.open(train, config)
+    test_source = cls.open(test, config) if test is not None and entry.needs_test else None
     if isinstance(encoder, Encoder):
         model, own = encoder, None
     else:
@@ -72,10 +73,10 @@ def evaluate(
     return report
 
 
-def open_encoder(spec: str, source: Source, config: ProtocolConfig) -> tuple[Encoder, Normalise | None]:
+def open_encoder(spec: str, source: Any, config: ProtocolConfig) -> tuple[Encoder, Normalise | None]:
     """Return an encoder and the normalisation stored with it; `pixels` is the raw-pixel baseline for `source`."""
     if spec == "pixels":
-        return PixelEncoder(config.image_size or 32, source.channels), None
+        return PixelEncoder(config.image_size or 32, getattr(source, "channels", 3)), None
     from imprint.backbones.load import load_encoder, load_normalise
 
     mean, std = load_normalise(spec)
@@ -112,9 +113,10 @@ def _command(
     for flag, value in (("--encoder", encoder), ("--train", train), ("--test", test)):
         if value is None:
             continue
-        if not isinstance(value, (str, os.PathLike)):
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        if not all(isinstance(part, (str, os.PathLike)) for part in parts):
             return ""
-        words += [flag, os.fspath(value)]
+        words += [flag, *map(os.fspath, parts)]
     for name in options:
         value = getattr(config, name)
         flag = "--" + name.replace("_", "-")

@@ -22,8 +22,8 @@ from imprint.backbones.build import build_encoder
 from imprint.backbones.encoder import Encoder
 from imprint.backbones.layer_decay import layer_scales
 from imprint.backbones.timm_encoder import TimmEncoder
-from imprint.core.errors import ConfigError, DataError, HealthError
-from imprint.core.progress import Epochs, Progress
+from imprint.core.errors import ConfigError, DataError
+from imprint.core.progress import Epochs
 from imprint.core.rng import key, seed_of, uniforms
 from imprint.core.schedules import cosine
 from imprint.data.batch import Batch
@@ -34,7 +34,8 @@ from imprint.evals.intervals import accuracy
 from imprint.evals.protocol import EvalData, Protocol, ProtocolConfig, describe, require_labels, timed
 from imprint.evals.report import Metric, Report
 from imprint.evals.represent import evaluation_view, pick_device, pick_precision, represent
-from imprint.nn.ema import ema_update_, frozen_copy
+from imprint.evals.training import Plan, fit
+from imprint.evals.workspace import Workspace
 from imprint.ops.mixing import cutmix, mixup, smoothed_one_hot
 
 
@@ -122,6 +123,9 @@ class Finetune(Protocol):
         test = test.aligned(train.classes)
         if config.limit and config.limit < len(train):
             train = train.subset(spread(len(train), config.limit))
+        workspace = Workspace.open(
+            self.name, encoder, EvalData(train=train, test=test, normalise=data.normalise), config
+        )
         cost: dict[str, float] = {"images": float(len(train) * config.epochs + len(test))}
         device = pick_device(config.device, encoder)
         torch.manual_seed(seed_of(config.seed, "finetune"))
@@ -131,9 +135,10 @@ class Finetune(Protocol):
             torch.zeros(2, encoder.channels, size, size),
         ).to(device)  # fmt: skip
         with timed(cost, "train_s"):
-            judged, curve = train_classifier(model, train, data, config, device, size)
+            judged, curve = train_classifier(model, train, data, config, device, size, workspace)
         with timed(cost, "test_s"):
             metrics = score(judged, test, data, config, device, size)
+        workspace.clear()
         return Report(
             protocol=self.name,
             encoder=encoder.name,
@@ -164,47 +169,39 @@ def trainable_copy(encoder: Encoder, drop_path: float) -> Encoder:
 
 
 def train_classifier(
-    model: Classifier, train: Source, data: EvalData, config: FinetuneConfig, device: torch.device, size: int
+    model: Classifier,
+    train: Source,
+    data: EvalData,
+    config: FinetuneConfig,
+    device: torch.device,
+    size: int,
+    workspace: Workspace | None = None,
 ) -> tuple[nn.Module, list[float]]:
     """Train, and return the network to judge (the averaged one with `ema`) and the mean loss of every epoch."""
     batch = min(config.minibatch, len(train))
-    lr = cosine(config.lr * batch / 256, 0.0, warmup=Epochs(min(config.warmup, config.epochs / 2)))
-    optimizer = adamw(model, config)
-    averaged = frozen_copy(model) if config.ema else None
-    dtype = pick_precision(config.precision, device)
-    curve: list[float] = []
+
+    def loss_of(item: Batch, step: int) -> Tensor:
+        images, targets = mixed(item.prepared(device, data.normalise), len(train.classes), config, step)
+        logits: Tensor = model(images)
+        return nn.functional.cross_entropy(logits.float(), targets)
+
     with Loader(
         train, probe_views(size, scale=config.crop_scale), batch_size=batch, seed=config.seed, workers=config.workers,
         pin_memory=device.type == "cuda",
     ) as loader:  # fmt: skip
-        per_epoch = loader.steps_per_epoch
-        total = per_epoch * config.epochs
-        running = torch.zeros((), device=device)
-        for step, item in enumerate(loader.batches(0, total)):
-            t = Progress(step=step, total_steps=total, steps_per_epoch=per_epoch)
-            torch.manual_seed(seed_of(config.seed, "finetune-step", step))
-            for group in optimizer.param_groups:
-                group["lr"] = lr(t) * group["lr_scale"]
-            optimizer.zero_grad(set_to_none=True)
-            images, targets = mixed(item.prepared(device, data.normalise), len(train.classes), config, step)
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                logits = model(images)
-            loss = nn.functional.cross_entropy(logits.float(), targets)
-            loss.backward()
-            if config.clip:
-                nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-            optimizer.step()
-            if averaged is not None:
-                ema_update_(averaged, model, config.ema)
-            running += loss.detach()
-            if (step + 1) % per_epoch == 0:
-                curve.append(round(float(running) / per_epoch, 5))
-                running.zero_()
-                if not np.isfinite(curve[-1]):
-                    raise HealthError(
-                        f"fine-tuning diverged in epoch {len(curve)} of {config.epochs}; use a lower --lr or --clip 1."
-                    )
-    return averaged if averaged is not None else model, curve
+        plan = Plan(
+            name="finetune",
+            steps=loader.steps_per_epoch * config.epochs,
+            per_epoch=loader.steps_per_epoch,
+            lr=cosine(config.lr * batch / 256, 0.0, warmup=Epochs(min(config.warmup, config.epochs / 2))),
+            clip=config.clip,
+            ema=config.ema,
+            seed=config.seed,
+        )
+        dtype = pick_precision(config.precision, device)
+        return fit(
+            model, adamw(model, config), loader.batches, loss_of, plan, device=device, dtype=dtype, workspace=workspace
+        )
 
 
 def adamw(model: Classifier, config: FinetuneConfig) -> torch.optim.Optimizer:

@@ -121,7 +121,7 @@ class LabelFree(Protocol):
     def run(self, encoder: Encoder, data: EvalData, config: LabelFreeConfig | None = None) -> Report:
         """Measure `data.train`; `data.test` and labels are not looked at."""
         config = config or LabelFreeConfig()
-        source = data.train
+        source: Source = data.train
         if len(source) < 2:
             raise DataError(f"'{source.spec}' has {len(source)} images; label-free measures need at least 2.")
         chosen = source if len(source) <= config.images else source.subset(spread(len(source), config.images))

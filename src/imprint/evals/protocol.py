@@ -29,13 +29,13 @@ class EvalData:
     """What an encoder is judged on.
 
     Attributes:
-        train: bank of the kNN, training set of a probe, or the only source of a label-free measure.
-        test: what is scored; None for label-free measures.
+        train: bank of the kNN, training set of a probe, or the only source; what the protocol's `open` returned.
+        test: what is scored; None for protocols with one source.
         normalise: the pixel normalisation that the encoder was trained with.
     """
 
-    train: Source
-    test: Source | None = None
+    train: Any
+    test: Any = None
     normalise: Normalise = field(default_factory=Normalise)
 
 
@@ -51,7 +51,9 @@ class ProtocolConfig:
         workers: loader threads; None measures the machine.
         device: auto, cpu, cuda or mps.
         precision: auto is bf16 on CUDA devices that have it, else fp32.
-        cache: keep features in the user's cache and reuse them.
+        cache: keep features and the progress of trainings in the user's cache, so that features are reused and a killed
+            evaluation goes on where it was.
+        checkpoint_every: seconds of training between two checkpoints of that progress.
         seed: of every random choice (splits, augmentations).
     """
 
@@ -63,6 +65,7 @@ class ProtocolConfig:
     device: str = "auto"
     precision: Precision = "auto"
     cache: bool = True
+    checkpoint_every: float = 60.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -84,6 +87,17 @@ class Protocol:
     Config: ClassVar[type[ProtocolConfig]] = ProtocolConfig
     needs_labels: ClassVar[bool] = False
 
+    @classmethod
+    def open(cls, spec: Any, config: Any) -> Any:
+        """Return what SRC `spec` names, ready for `EvalData`; images with or without labels unless overridden.
+
+        Raises:
+            DataError: for what cannot be opened.
+        """
+        from imprint.data.sources import open_source
+
+        return open_source(spec)
+
     def run(self, encoder: Encoder, data: EvalData, config: Any = None) -> Report:
         """Judge `encoder` on `data`.
 
@@ -102,7 +116,9 @@ def require_labels(protocol: str, data: EvalData) -> tuple[Source, Source]:
     """
     if data.test is None:
         raise DataError(f"'{protocol}' scores a test source and none was given; add --test SRC.")
-    for role, source in (("train", data.train), ("test", data.test)):
+    train: Source = data.train
+    test: Source = data.test
+    for role, source in (("train", train), ("test", test)):
         if source.labels is None:
             raise DataError(
                 f"'{protocol}' needs labels, and the {role} source '{source.spec}' has none. "
@@ -110,7 +126,7 @@ def require_labels(protocol: str, data: EvalData) -> tuple[Source, Source]:
             )
         if len(source) == 0:
             raise DataError(f"the {role} source '{source.spec}' is empty.")
-    return data.train, data.test
+    return train, test
 
 
 def labels_in_train_order(train: FeatureTable, test: FeatureTable) -> npt.NDArray[np.int64]:

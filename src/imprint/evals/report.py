@@ -8,6 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from imprint.viz.raster import save_png
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
@@ -27,6 +32,21 @@ class Metric:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A picture that belongs to a report.
+
+    Attributes:
+        name: file name without suffix, unique in the report: letters, digits, `-` and `_`.
+        caption: one sentence that says what is to be seen.
+        picture: uint8 (H, W, 3).
+    """
+
+    name: str
+    caption: str
+    picture: npt.NDArray[np.uint8] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What was measured, on what, at what cost, and how to measure it again.
 
@@ -39,6 +59,7 @@ class Report:
         details: JSON-ready extras (the grid and what was chosen, per-class figures, settings).
         cost: seconds by phase and `images`.
         command: a command line that repeats it, or "".
+        figures: pictures; `save` writes them as PNG files beside the JSON, which names them.
     """
 
     protocol: str
@@ -49,14 +70,24 @@ class Report:
     details: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
     command: str = ""
+    figures: tuple[Figure, ...] = ()
 
-    def to_json(self) -> str:
-        """Return the report as indented JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+    def to_json(self, folder: str = "") -> str:
+        """Return the report as indented JSON; of figures, caption and file (in `folder`) only."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "figures"}
+        plain["metrics"] = {name: dataclasses.asdict(metric) for name, metric in self.metrics.items()}
+        plain["figures"] = [
+            {"name": f.name, "caption": f.caption, "file": f"{folder}/{f.name}.png" if folder else f"{f.name}.png"}
+            for f in self.figures
+        ]
+        return json.dumps(plain, indent=2)
 
     def save(self, path: Path) -> None:
-        """Write the JSON, aside and renamed."""
+        """Write the JSON, aside and renamed, and the figures into the folder `<path without suffix>_figures` first."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        folder = path.with_name(f"{path.stem}_figures")
+        for figure in self.figures:
+            save_png(figure.picture, folder / f"{figure.name}.png")
         temporary = path.with_suffix(path.suffix + ".tmp")
-        temporary.write_text(self.to_json() + "\n", encoding="utf-8")
+        temporary.write_text(self.to_json(folder.name) + "\n", encoding="utf-8")
         temporary.replace(path)
