@@ -36,7 +36,7 @@ CNN = [
 VIT = ["--encoder.arch.embed-dim", "128", "--encoder.arch.depth", "4", "--encoder.arch.num-heads", "4"]
 """Options beside the small-scale recipe at 32 pixels: the small encoders that a 2-core CPU can train in minutes."""
 
-OWN = ("esvit", "igpt", "dvae")
+OWN = ("igpt", "dvae")
 """Methods whose recipe's own encoder is taken."""
 SIDE = {"igpt": 12}
 """Pixels on a side where it is not 32: to iGPT every pixel is a token."""

@@ -39,6 +39,18 @@ def test_durations_keep_their_share_of_a_shorter_run_and_are_never_stretched(tin
     assert long.method == config.method
 
 
+@pytest.mark.parametrize(("wanted", "kept"), [(Steps(100), Steps(10)), (Steps(4), Steps(4)), (Steps(0), Steps(0))])
+def test_a_warm_up_keeps_a_twentieth_of_a_much_shorter_run(tiny, wanted, kept):
+    config = tiny("dino", length=Epochs(10_000), budget=1.0)
+    config = dataclasses.replace(
+        config, optim=dataclasses.replace(config.optim, lr=dataclasses.replace(config.optim.lr, warmup=wanted))
+    )
+    clock = Progress(0, 100_000, 10)
+    short = fitted(config, clock, budget=1.0, spent=0.0, step_seconds=0.0049, probe_seconds=0.0)
+    assert short.length == Steps(200)
+    assert short.optim.lr.warmup == kept
+
+
 def test_probes_are_paid_from_the_budget_and_take_at_most_a_tenth(tiny):
     config = tiny(length=Steps(1000), budget=100.0, probe_every=Steps(10))
     fixed = fitted(config, Progress(0, 1000, 10), budget=100.0, spent=0.0, step_seconds=0.1, probe_seconds=2.0)

@@ -44,6 +44,7 @@ class ParamGroup:
         constant_lr: use the schedule's `start` throughout (SimSiam's predictor).
         adapt: whether LARS adapts the rate per parameter.
         decay_scale: factor on the scheduled weight decay, where it applies.
+        objective: which of `Method.objectives` moves these parameters; "" for methods without.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ParamGroup:
     constant_lr: bool = False
     adapt: bool = True
     decay_scale: float = 1.0
+    objective: str = ""
 
 
 Clipping = Literal["global", "tensor", "module"]
@@ -68,6 +70,8 @@ class Method(nn.Module):
         needs_tokens: refuse encoders without patch tokens.
         needs_labels: refuse sources without labels.
         clipping: norm taken over all parameters, over each tensor (DINO's code), or over each direct child module.
+        objectives: names of losses that are stepped one after the other on the same batch, each moving its own
+            parameter groups only (adversarial methods: discriminator, then generator); () for one loss over all.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -75,6 +79,7 @@ class Method(nn.Module):
     needs_tokens: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     clipping: ClassVar[Clipping] = "global"
+    objectives: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def views(cls, cfg: MethodConfig, image_size: int) -> tuple[View, ...]:
@@ -127,14 +132,20 @@ class Method(nn.Module):
         return None
 
     def forward(self, batch: Batch, t: Progress) -> StepOutput:
-        """Return loss and metrics for one prepared batch at progress `t`."""
+        """Return loss and metrics for one prepared batch at progress `t`.
+
+        A method with `objectives` takes a third argument, `objective: str`. It is called once for each of them, in
+        their order, with the updates of the earlier ones made; the parameters of the others take no gradient meanwhile.
+        """
         raise TypeError(f"{type(self).__name__} declares no forward")
 
     def before_optimizer_step(self, t: Progress) -> None:
-        """Act on gradients after clipping, once per optimizer step, without grad (freeze a layer)."""
+        """Act on gradients after clipping, once per step, without grad (freeze a layer); before the last objective's
+        update.
+        """
 
     def after_optimizer_step(self, t: Progress) -> None:
-        """Act on weights once per optimizer step, without grad (EMA, normalisation)."""
+        """Act on weights once per step, after all updates, without grad (EMA, normalisation)."""
 
     @property
     def encoder(self) -> Encoder:

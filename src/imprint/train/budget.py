@@ -13,13 +13,14 @@ from imprint.core.errors import ConfigError
 from imprint.core.progress import Epochs, Progress, Steps
 from imprint.data.batch import Batch
 from imprint.dist.collectives import broadcast_object
-from imprint.train.config import RunConfig
+from imprint.train.config import OptimConfig, RunConfig
 from imprint.train.step import Stepper
 
 WARMUP_STEPS = 2
 MOST_SECONDS, SHARE = 10.0, 0.05
 RESERVE_SHARE = 0.02
 PROBE_SHARE = 0.1
+WARMUP_SHARE = 0.05
 
 T = TypeVar("T")
 
@@ -90,7 +91,7 @@ def fitted(
         config,
         length=Steps(total),
         budget=None,
-        optim=shrunk(config.optim, ratio),
+        optim=_warmed(shrunk(config.optim, ratio), clock.steps(config.optim.lr.warmup), clock, total),
         method=shrunk(config.method, ratio),
         probe_every=Steps(max(1, int(total / probes))) if probes else config.probe_every,
     )
@@ -112,6 +113,14 @@ def shrunk(value: T, ratio: float) -> T:
         result = dataclasses.replace(value, **fields)
     narrowed: T = result
     return narrowed
+
+
+def _warmed(optim: OptimConfig, wanted: int, clock: Progress, total: int) -> OptimConfig:
+    """Return the optimizer's settings with a warm-up of at least a twentieth of `total` steps, at most `wanted`."""
+    least = min(wanted, round(WARMUP_SHARE * total))
+    if clock.steps(optim.lr.warmup) >= least:
+        return optim
+    return dataclasses.replace(optim, lr=dataclasses.replace(optim.lr, warmup=Steps(least)))
 
 
 def _wait(device: torch.device) -> None:

@@ -44,9 +44,11 @@ class FiniteGuard:
         self._late = (
             world.device.type == "cuda" and precision.scaler is None and optimizer.defaults.get("fused") is True
         )
-        self._pending: tuple[Tensor, torch.cuda.Event, Batch, Progress, Stepper] | None = None
+        self._pending: tuple[Tensor, torch.cuda.Event, Batch, Progress, Stepper, str] | None = None
 
-    def inspect(self, loss: Tensor, norm: Tensor, batch: Batch, t: Progress, stepper: Stepper) -> None:
+    def inspect(
+        self, loss: Tensor, norm: Tensor, batch: Batch, t: Progress, stepper: Stepper, objective: str = ""
+    ) -> None:
         """Check one step's loss and gradient norm before its update.
 
         Raises:
@@ -58,7 +60,7 @@ class FiniteGuard:
             torch_dist.all_reduce(bad, op=torch_dist.ReduceOp.MAX)
         if not self._late:
             if bool(bad.item()):
-                raise self._error(batch, t, stepper)
+                raise self._error(batch, t, stepper, objective)
             return
         self.settle()
         self.optimizer.found_inf = bad.reshape(())  # type: ignore[attr-defined]  # read by the fused kernels
@@ -66,7 +68,7 @@ class FiniteGuard:
         host.copy_(bad.reshape(()), non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        self._pending = (host, event, batch, t, stepper)
+        self._pending = (host, event, batch, t, stepper, objective)
 
     def settle(self) -> None:
         """Look at the flag that is still on its way; to be called before anything is kept (a checkpoint).
@@ -81,15 +83,15 @@ class FiniteGuard:
             )
         if self._pending is None:
             return
-        host, event, batch, t, stepper = self._pending
+        host, event, batch, t, stepper, objective = self._pending
         self._pending = None
         event.synchronize()
         if bool(host.item()):
-            raise self._error(batch, t, stepper)
+            raise self._error(batch, t, stepper, objective)
 
-    def _error(self, batch: Batch, t: Progress, stepper: Stepper) -> HealthError:
+    def _error(self, batch: Batch, t: Progress, stepper: Stepper, objective: str) -> HealthError:
         # One process may know more than the others: the first that found something speaks for all.
-        told = gather_objects(locate(stepper, batch, t))
+        told = gather_objects(locate(stepper, batch, t, objective))
         where = next((text for text in told if text != NOT_AGAIN), NOT_AGAIN)
         return HealthError(
             f"loss or gradients became non-finite at step {t.step} (epoch {t.epoch}): {where} {self.last_good()} "
@@ -98,7 +100,7 @@ class FiniteGuard:
         )
 
 
-def locate(stepper: Stepper, batch: Batch, t: Progress) -> str:
+def locate(stepper: Stepper, batch: Batch, t: Progress, objective: str = "") -> str:
     """Repeat a bad step's forward and backward with every module watched; return a sentence on where it began.
 
     Several processes keep in step with each other (a forward may hold collectives) and leave out the backward.
@@ -114,7 +116,7 @@ def locate(stepper: Stepper, batch: Batch, t: Progress) -> str:
         prepared = stepper.prepared(batch.part(i * size, (i + 1) * size))
         with watched(method) as found, torch.enable_grad():
             with stepper.precision.autocast():
-                output = method(prepared, t)
+                output = method(prepared, t, objective) if objective else method(prepared, t)
         text = _forward_finding(method, prepared, found, output.loss)
         if any_process(text is not None):
             return text or NOT_AGAIN

@@ -58,7 +58,7 @@ def largest_that_fits(stepper: Stepper, batch: Batch, t: Progress, rows: int) ->
         part = stepper.prepared(batch.part(0, size))
         try:
             with stepper.precision.autocast():
-                loss, _ = stepper.parallel.forward(part, t)
+                loss, _ = stepper.parallel.forward(part, t, (stepper.method.objectives or ("",))[-1])
             loss.backward()
         except ImprintError:  # the method refuses so few images (a queue or groups of norms that they do not divide)
             continue

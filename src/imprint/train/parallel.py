@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -30,12 +30,12 @@ _NO_SYNC: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in 
 class _Pair(nn.Module):
     """The method's forward as a plain tuple, which DDP can look into for the tensors that backward starts from."""
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, method: Method, objective: str) -> None:
         super().__init__()
-        self.method = method
+        self.method, self.objective = method, objective
 
     def forward(self, batch: Batch, t: Progress) -> tuple[Tensor, dict[str, Tensor]]:
-        output = self.method(batch, t)
+        output = self.method(batch, t, self.objective) if self.objective else self.method(batch, t)
         return output.loss, {name: value.detach() for name, value in output.metrics.items()}
 
 
@@ -61,27 +61,54 @@ class Parallel:
     A graph that stays the same is declared static, which spares the search for unused parameters and allows ones
     without gradient (a mask token that this method never uses). Accumulation skips the exchange in all backward passes
     but the last one of a step; a static graph does not allow that, so unused parameters are then searched for.
+
+    A method with several objectives gets one such wrapper for each, over the parameters that this objective moves.
     """
 
     def __init__(self, method: Method, world: World, accumulate: int) -> None:
-        pair = _Pair(method)
-        self._ddp: DistributedDataParallel | None = None
-        self.forward: Forward = cast(Forward, pair)
-        if world.distributed:
-            self._ddp = DistributedDataParallel(
-                pair,
-                **_NO_SYNC,  # every process computes the same ones
-                gradient_as_bucket_view=True,
-                static_graph=accumulate == 1,
-                find_unused_parameters=accumulate > 1,
-            )
-            self.forward = cast(Forward, self._ddp)
+        self._forward: dict[str, Forward] = {}
+        self._others: dict[str, list[nn.Parameter]] = {}
+        for objective in method.objectives or ("",):
+            pair = _Pair(method, objective)
+            own = {id(p) for group in method.param_groups() if group.objective == objective for p in group.params}
+            others = [(n, p) for n, p in method.named_parameters() if p.requires_grad and id(p) not in own]
+            self._others[objective] = [p for _, p in others] if objective else []
+            self._forward[objective] = cast(Forward, pair)
+            if world.distributed:
+                if objective:
+                    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+                        pair, [f"method.{name}" for name, _ in others]
+                    )
+                self._forward[objective] = DistributedDataParallel(
+                    pair,
+                    **_NO_SYNC,  # every process computes the same ones
+                    gradient_as_bucket_view=True,
+                    static_graph=accumulate == 1,
+                    find_unused_parameters=accumulate > 1,
+                )
 
-    def exchange(self, wanted: bool) -> contextlib.AbstractContextManager[Any]:
+    @contextlib.contextmanager
+    def only(self, objective: str) -> Iterator[None]:
+        """Let nothing but the parameters of this objective take gradients; "" leaves all as they are."""
+        others = self._others[objective]
+        for parameter in others:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
+
+    def forward(self, batch: Batch, t: Progress, objective: str = "") -> tuple[Tensor, dict[str, Tensor]]:
+        """Return loss and detached metrics of an objective."""
+        return self._forward[objective](batch, t)
+
+    def exchange(self, wanted: bool, objective: str = "") -> contextlib.AbstractContextManager[Any]:
         """Return the context of a forward and backward pass that exchanges gradients or leaves them to a later one."""
-        if self._ddp is None or wanted:
+        wrapped = self._forward[objective]
+        if wanted or not isinstance(wrapped, DistributedDataParallel):
             return contextlib.nullcontext()
-        return self._ddp.no_sync()
+        return wrapped.no_sync()
 
 
 def replicas_agree(method: Method, world: World) -> bool:

@@ -63,34 +63,46 @@ class Stepper:
         """
         self.seed(t)
         set_rates(self.optimizer, self.lr(t), self.lr.start, self.weight_decay(t))
+        metrics: dict[str, Tensor] = {}
+        objectives = self.method.objectives or ("",)
+        for objective in objectives:
+            if "loss" in metrics:
+                metrics[f"{objectives[objectives.index(objective) - 1]}_loss"] = metrics["loss"]
+            with self.parallel.only(objective):
+                metrics |= self.update(batch, t, objective, last=objective == objectives[-1])
+        with torch.no_grad():
+            self.method.after_optimizer_step(t)
+        return metrics
+
+    def update(self, batch: Batch, t: Progress, objective: str = "", *, last: bool = True) -> dict[str, Tensor]:
+        """Move the parameters of one objective; `last` is the one before whose update the method may act."""
         self.optimizer.zero_grad(set_to_none=True)
-        metrics = self.gradients(batch, t)
+        metrics = self.gradients(batch, t, objective)
         if self.precision.scaler is not None:
             self.precision.scaler.unscale_(self.optimizer)
         norm = clip_(named_parameters(self.optimizer), self.method.clipping, self.config.optim.clip)
-        self.guard.inspect(metrics["loss"], norm, batch, t, self)
-        with torch.no_grad():
-            self.method.before_optimizer_step(t)
+        self.guard.inspect(metrics["loss"], norm, batch, t, self, objective)
+        if last:
+            with torch.no_grad():
+                self.method.before_optimizer_step(t)
         if self.precision.scaler is not None:
             self.precision.scaler.step(self.optimizer)
             self.precision.scaler.update()
         else:
             self.optimizer.step()
-        with torch.no_grad():
-            self.method.after_optimizer_step(t)
         metrics["grad_norm"] = norm
         return metrics
 
-    def gradients(self, batch: Batch, t: Progress) -> dict[str, Tensor]:
+    def gradients(self, batch: Batch, t: Progress, objective: str = "") -> dict[str, Tensor]:
         """Add the gradients of the batch's mean loss to the parameters and return mean metrics over micro-batches."""
         parts = self.config.accumulate
         size = len(batch) // parts
         sums: dict[str, Tensor] = {}
         for i in range(parts):
             part = self.prepared(batch if parts == 1 else batch.part(i * size, (i + 1) * size))
-            with self.parallel.exchange(i == parts - 1):
+            with self.parallel.exchange(i == parts - 1, objective):
                 with self.precision.autocast():
-                    loss, metrics = self.parallel.forward(part, t)
+                    loss, metrics = self.parallel.forward(part, t, objective)
                 scaled = loss / parts if parts > 1 else loss
                 if self.precision.scaler is not None:
                     scaled = self.precision.scaler.scale(scaled)
