@@ -22,12 +22,13 @@ from imprint.core.rng import key
 from imprint.data.augment import ViewEngine
 from imprint.data.batch import Batch
 from imprint.data.buffers import BufferPool
+from imprint.data.clips import ClipEngine, ClipSource
 from imprint.data.mask_kinds import Mask
 from imprint.data.masks import Place, draw_masks
 from imprint.data.quarantine import Quarantine
 from imprint.data.sampler import Indices
 from imprint.data.sources import Sample, Source
-from imprint.data.views import View
+from imprint.data.views import Clip, View
 
 PROBES = 64
 """Replacements that are tried for one bad sample; all of them bad means that the source is hopeless."""
@@ -66,7 +67,7 @@ class Assembly:
 
     Args:
         source: where images come from.
-        views: what to cut.
+        views: what to cut; clips from a ClipSource.
         quarantine: where bad samples are named.
         workers: number of threads.
         prefetch: batches prepared ahead of the one that is taken.
@@ -76,7 +77,7 @@ class Assembly:
     def __init__(
         self,
         source: Source,
-        views: Sequence[View],
+        views: Sequence[View] | Sequence[Clip],
         quarantine: Quarantine,
         *,
         workers: int,
@@ -87,7 +88,12 @@ class Assembly:
         if not names or len(set(names)) != len(names):
             raise ConfigError(f"views must have distinct names, at least one; got {names}.")
         self.source, self.quarantine = source, quarantine
-        self.engine = ViewEngine(tuple(views), channels=source.channels, dtype=source.dtype)
+        self.clips = isinstance(views[0], Clip)
+        self.engine: Any = (ClipEngine if self.clips else ViewEngine)(
+            tuple(views),  # type: ignore[arg-type]  # all of one kind
+            channels=source.channels,
+            dtype=source.dtype,
+        )
         self.workers, self.prefetch, self.pin_memory = workers, prefetch, pin_memory
         self.buffers = BufferPool(keep=(prefetch + 2) * len(names))
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="imprint-data")
@@ -211,9 +217,13 @@ class _Job:
         self.index_B[b], self._good[b] = i, True
         return True
 
-    def _read(self, i: int) -> Sample:
+    def _read(self, i: int) -> Sample | list[Sample]:
+        source = self.assembly.source
         try:
-            return self.assembly.source.read(i)
+            if self.assembly.clips:
+                assert isinstance(source, ClipSource)
+                return source.read_frames(i, self.assembly.engine.offsets)
+            return source.read(i)
         except OSError as error:
             reason = error.strerror or str(error)
             if error.errno in _EXHAUSTED:
@@ -240,7 +250,8 @@ class _Job:
         self._prepare()  # an empty batch has no part that did
         labels = self.assembly.source.labels
         batch = Batch(
-            views=self.views,
+            views={} if self.assembly.clips else self.views,
+            clips=self.views if self.assembly.clips else {},
             masks=self.masks,
             index_B=torch.from_numpy(self.index_B),
             labels_B=None if labels is None else torch.from_numpy(np.asarray(labels[self.index_B], dtype=np.int64)),
@@ -257,6 +268,7 @@ def replacements(seed: int, index: int, size: int, first: int = 0) -> Indices:
 def _picked(batch: Batch, rows: Tensor) -> Batch:
     return Batch(
         views={name: view[:, rows] for name, view in batch.views.items()},
+        clips={name: clip[:, rows] for name, clip in batch.clips.items()},
         masks={name: mask[:, rows] for name, mask in batch.masks.items()},
         index_B=batch.index_B[rows],
         labels_B=None if batch.labels_B is None else batch.labels_B[rows],

@@ -73,18 +73,24 @@ class ViewEngine:
         return draw(self.views, seed, epoch, index_B, channels=self.channels)
 
     def render(
-        self, image: bytes | npt.NDArray[Any], draws: Draws, b: int, out: Mapping[str, npt.NDArray[Any]]
+        self,
+        image: bytes | npt.NDArray[Any],
+        draws: Draws,
+        b: int,
+        out: Mapping[str, npt.NDArray[Any]],
+        row: int | None = None,
     ) -> None:
         """Make all views of one image.
 
         Args:
             image: encoded bytes, or pixels (H, W) or (H, W, C), uint8 or uint16.
             draws: from `draw`.
-            b: the image's row in `draws` and in `out`.
-            out: C-contiguous (V, B, C, H, W) by view name; `out[name][:, b]` is written.
+            b: the image's row in `draws`.
+            out: C-contiguous (V, B, C, H, W) by view name; `out[name][:, row]` is written.
+            row: its row in `out`; None is `b` (frames of a clip share the draws of their sample).
 
         Raises:
-            BadImage: when the image cannot be used; nothing else was written then than rows `b`.
+            BadImage: when the image cannot be used; nothing else was written then than that row.
         """
         if isinstance(image, np.ndarray):
             pixels = self._of_array(image)
@@ -100,7 +106,8 @@ class ViewEngine:
             flat.flags.writeable = False
         width = pixels.shape[1]
         for plan, boxes_V8 in zip(self._plans, found, strict=True):
-            self._render(plan, flat, width, boxes_V8, draws[plan.name].look_BVP[b], b, out[plan.name])
+            place = b if row is None else row
+            self._render(plan, flat, width, boxes_V8, draws[plan.name].look_BVP[b], place, out[plan.name])
 
     def _render(
         self, plan: _Plan, flat: Any, width: int, boxes_V8: Boxes, look_VP: Any, b: int, out: npt.NDArray[Any]

@@ -17,7 +17,7 @@ from imprint.data.batch import Batch
 from imprint.data.mask_kinds import Mask
 from imprint.data.quarantine import Quarantine
 from imprint.data.sources import Source, spread
-from imprint.data.views import View
+from imprint.data.views import Clip, View
 
 
 class Loader:
@@ -32,7 +32,7 @@ class Loader:
 
     Args:
         source: where images come from.
-        views: what to cut.
+        views: what to cut; clips where the source is a ClipSource.
         masks: patch masks to draw.
         batch_size: samples per step over all ranks.
         seed: the run's seed.
@@ -53,7 +53,7 @@ class Loader:
     def __init__(
         self,
         source: Source,
-        views: Sequence[View],
+        views: Sequence[View] | Sequence[Clip],
         masks: Sequence[Mask] = (),
         *,
         batch_size: int,
@@ -140,6 +140,7 @@ def sweep(
     bad_limit: float = 0.05,
     quarantine_path: str | os.PathLike[str] | None = None,
     pin_memory: bool = False,
+    seed: int = 0,
 ) -> Iterator[Batch]:
     """Yield the source once, in order, the last partial batch included: evaluation.
 
@@ -155,6 +156,7 @@ def sweep(
         bad_limit: share of the source that may be bad.
         quarantine_path: file that names bad samples, or None.
         pin_memory: see Loader.
+        seed: of views that are drawn.
 
     Raises:
         DataError: when more samples are bad than allowed.
@@ -167,7 +169,7 @@ def sweep(
     assembly = Assembly(source, views, quarantine, workers=checked_workers(workers), pin_memory=pin_memory)
     try:
         starts = range(0, picked.size, batch_size)
-        yield from assembly.serve(Request(picked[a : a + batch_size], 0, 0, replace=False) for a in starts)
+        yield from assembly.serve(Request(picked[a : a + batch_size], seed, 0, replace=False) for a in starts)
     finally:
         assembly.close()
 

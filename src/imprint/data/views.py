@@ -113,3 +113,45 @@ class View:
         else:
             crop = replace(self.crop, size=size)
         return replace(self, crop=crop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """`count` crops of `frames` frames of a video under one name, `stride` frames apart.
+
+    The loader delivers them as `Batch.clips[name]`, uint8 of shape (count, B, frames, C, size, size). All clips of a
+    sample begin at the same frame.
+
+    Attributes:
+        name: distinct among the clips of a method.
+        frames: T.
+        stride: frames from one to the next.
+        count: crops of the same frames.
+        crop: how a frame is cut.
+        look: photometric augmentation.
+        steady: one crop and one look for all frames of a clip (motion stays what it was); otherwise each frame draws
+            its own.
+    """
+
+    name: str
+    frames: int
+    stride: int = 1
+    count: int = 1
+    crop: Crop | CenterCrop
+    look: Look = PLAIN
+    steady: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the counts."""
+        if min(self.frames, self.stride, self.count) < 1:
+            raise ConfigError(f"clip '{self.name}': frames, stride and count must be at least 1.")
+
+    @property
+    def span(self) -> int:
+        """Number of consecutive frames that it is taken from."""
+        return (self.frames - 1) * self.stride + 1
+
+    def view(self, frame: int = 0) -> View:
+        """Return the view that cuts a frame of it."""
+        name = self.name if self.steady else f"{self.name}/{frame}"
+        return View(name=name, count=self.count, crop=self.crop, look=self.look)

@@ -15,7 +15,7 @@ from imprint.core.errors import ConfigError
 from imprint.core.progress import Progress
 from imprint.data.batch import Batch
 from imprint.data.mask_kinds import Mask
-from imprint.data.views import View
+from imprint.data.views import Clip, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +85,11 @@ class Method(nn.Module):
     def views(cls, cfg: MethodConfig, image_size: int) -> tuple[View, ...]:
         """Return the views the method trains on, at the given image size."""
         raise TypeError(f"{cls.__name__} declares no views")
+
+    @classmethod
+    def clips(cls, cfg: MethodConfig, image_size: int) -> tuple[Clip, ...]:
+        """Return the clips of methods that learn from video; they are then all that a batch holds, no views."""
+        return ()
 
     @classmethod
     def masks(cls, cfg: MethodConfig, image_size: int, patch_size: int) -> tuple[Mask, ...]:

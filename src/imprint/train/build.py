@@ -21,13 +21,13 @@ from imprint.train.probe import sampled
 
 
 def build(config: RunConfig, images: Source, folder: Path, world: World) -> tuple[Method, Loader]:
-    """Make the method around a fresh encoder, and the loader of the views and masks that it declares."""
+    """Make the method around a fresh encoder, and the loader of the views (or clips) and masks that it declares."""
     cls = method_class(config.name)
     method = build_method(config, images.channels)
     method.check_batch(config.batch_size // config.accumulate)
     loader = Loader(
         images,
-        cls.views(config.method, config.encoder.image_size),
+        cls.clips(config.method, config.encoder.image_size) or cls.views(config.method, config.encoder.image_size),
         cls.masks(config.method, config.encoder.image_size, method.encoder.patch_size),
         batch_size=config.batch_size,
         seed=config.seed,

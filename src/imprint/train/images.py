@@ -6,9 +6,12 @@ import dataclasses
 
 from imprint.core.errors import ConfigError
 from imprint.core.progress import Epochs
+from imprint.data.clips import ClipSource, frame_folders
 from imprint.data.sources import Source, open_source
+from imprint.data.stream import Stream, is_streamable, open_stream
 from imprint.dist.collectives import broadcast_object
 from imprint.dist.world import World
+from imprint.methods.catalog import method_class
 from imprint.train.config import RunConfig
 
 
@@ -32,8 +35,6 @@ def open_images(config: RunConfig, world: World, source: Source | None) -> tuple
         return config, source
     if data.stream == "off":
         return config, open_source(data.train)
-    from imprint.data.stream import is_streamable, open_stream
-
     if data.stream == "auto" and not is_streamable(data.train):
         return config, open_source(data.train)
     stream = open_stream(data.train, seed=config.seed, window=data.window, images=data.images, processes=world.size)
@@ -47,3 +48,22 @@ def open_images(config: RunConfig, world: World, source: Source | None) -> tuple
             stream.images = broadcast_object(stream.chain.count() if world.main else 0)
             config = dataclasses.replace(config, data=dataclasses.replace(data, images=stream.images))
     return config, stream
+
+
+def as_clips(config: RunConfig, images: Source) -> Source:
+    """Return the runs of frames that a method of video learns from, or the images as they are for all others.
+
+    Every folder of images (and every video file) is a video.
+
+    Raises:
+        DataError: when no video is long enough.
+        ConfigError: for a stream, whose order has no neighbouring frames.
+    """
+    clips = method_class(config.name).clips(config.method, config.encoder.image_size)
+    if not clips:
+        return images
+    if isinstance(images, ClipSource):
+        return images
+    if isinstance(images, Stream):
+        raise ConfigError(f"{config.name} learns from videos, which cannot be streamed; use --data.stream off.")
+    return ClipSource(frame_folders(images), max(clip.span for clip in clips), images.spec)

@@ -27,7 +27,7 @@ from imprint.train.build import build, fit
 from imprint.train.checkpoint import Checkpoint, Checkpoints, disk_full_explained
 from imprint.train.collapse import CollapseMonitor
 from imprint.train.config import RunConfig
-from imprint.train.images import open_images
+from imprint.train.images import as_clips, open_images
 from imprint.train.memory import is_out_of_memory, out_of_memory
 from imprint.train.optim import build_optimizer
 from imprint.train.parallel import compile_encoders, synchronise_norms
@@ -90,6 +90,7 @@ def train(
     cls = method_class(plan.name)
     plan, whole = open_images(plan, world, source)
     images, known = labelled_part(whole, plan.data.labelled, folder)
+    images = as_clips(plan, images)
     if cls.needs_labels and images.labels is None:
         raise DataError(f"{plan.name} learns from labels, and '{images.spec}' has none: use one folder per class.")
     if cls.needs_labels and len(images.classes) == 1:
