@@ -46,7 +46,8 @@ MASKED = "masked image modelling"
 METHODS = [entry.name for entry in CATALOG]
 LEAGUE = [entry.name for entry in CATALOG if entry.name not in STEPS_ON]
 FINETUNE = {"epochs": 3, "minibatch": 128, "lr": 2e-3, "warmup": 1.0, "layer_decay": 0.8, "limit": 5_000, "mixup": 0.0,
-            "cutmix": 0.0, "drop_path": 0.0, "precision": "bf16", "crop_scale": (0.5, 1.0)}  # fmt: skip
+            "cutmix": 0.0, "drop_path": 0.0, "rand_augment": 0.0, "erasing": 0.0, "precision": "bf16",
+            "crop_scale": (0.5, 1.0)}  # fmt: skip
 """Few labels and few passes, so that the start shows."""
 
 

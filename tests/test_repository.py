@@ -137,7 +137,7 @@ def test_every_dependency_is_pinned_where_the_makefile_installs_it() -> None:
         if "==" in line
     }
     extras = PROJECT["project"]["optional-dependencies"]
-    installed = ("dev", "bench", "export", "hub", "text")  # dev brings the last three
+    installed = ("dev", "bench", "export", "hub", "maps", "text")  # dev brings the last four
     needed = [*PROJECT["project"]["dependencies"], *(need for extra in installed for need in extras[extra])]
     names = {re.split(r"[<>=~!\[; ]", need)[0].lower().replace("_", "-") for need in needed}
     assert names - {"imprint"} <= pins, names - pins
@@ -150,7 +150,7 @@ def test_what_the_package_imports_is_what_it_asks_for() -> None:
 
     modules = {
         "cv2": "opencv-python-headless", "PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn",
-        "llvmlite": "numba",
+        "llvmlite": "numba", "umap": "umap-learn",
     }  # fmt: skip
     extras = PROJECT["project"]["optional-dependencies"]
     needed = [*PROJECT["project"]["dependencies"], *(need for extra in extras.values() for need in extra)]

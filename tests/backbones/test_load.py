@@ -199,3 +199,14 @@ def test_network_is_needed_only_when_asked_for(monkeypatch, tmp_path):
     load_encoder("random:resnet10t", image_size=32)
     with pytest.raises(ConfigError, match="need the network once"):
         load_encoder("timm:resnet10t", image_size=32)
+
+
+def test_untrained_twin_of_a_stored_encoder(tmp_path):
+    trained = make()
+    save_encoder(trained, tmp_path, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    torch.manual_seed(1)
+    twin = load_encoder(f"random:{tmp_path}")
+    assert twin.config == trained.config and not same(trained, twin)
+    torch.manual_seed(1)
+    assert same(twin, load_encoder(f"random:{tmp_path}"))
+    assert load_normalise(f"random:{tmp_path}") == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

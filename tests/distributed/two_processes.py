@@ -172,14 +172,18 @@ def fixed_batch(cls, config, patch_size: int) -> Batch:
         v.name: torch.from_numpy(
             rng.integers(0, 255, (v.count, config.batch_size, 3, v.crop.size, v.crop.size), dtype=np.uint8)
         )
-        for v in cls.views(config.method, size)
+        for v in (() if cls.clips(config.method, size) else cls.views(config.method, size))
     }
+    clips = {}
+    for c in cls.clips(config.method, size):
+        shape = (c.count, config.batch_size, c.frames, 3, c.crop.size, c.crop.size)
+        clips[c.name] = torch.from_numpy(rng.integers(0, 255, shape, dtype=np.uint8))
     masks = {}
     index = torch.arange(config.batch_size)
     at = Place(seed=0, epoch=0, step=0, index_B=index.numpy(), first=0, total=config.batch_size)
     for mask in cls.masks(config.method, size, patch_size):
         masks.update({name: torch.from_numpy(drawn) for name, drawn in draw_masks(mask, at).items()})
-    return Batch(views=views, masks=masks, index_B=index, labels_B=index % 3)
+    return Batch(views=views, clips=clips, masks=masks, index_B=index, labels_B=index % 3)
 
 
 def fails(folder: str) -> None:

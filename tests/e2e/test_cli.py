@@ -81,8 +81,14 @@ def test_evaluate_prints_and_writes_the_report(
 
 
 def test_labelfree_needs_no_labels_and_no_test(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", "labelfree", "--encoder", str(finished), "--train", "photos:test"]) == 0
+    line = ["evaluate", "labelfree", "--encoder", str(finished), "--train", "photos:test"]
+    assert main(line) == 0
     assert "rankme" in capsys.readouterr().out.lower()
+    (written,) = (finished / "evals").glob("labelfree-*.json")  # a run keeps its evaluations
+    assert main([*line, "--workers", "1"]) == 0
+    assert list((finished / "evals").glob("labelfree-*.json")) == [written]
+    assert main(["report", str(written)]) == 0 and "rankme" in written.with_suffix(".html").read_text()
+    assert main(["report", str(finished.parent / "gone.json")]) == 2
 
 
 @pytest.mark.parametrize("ending", ["npy", "parquet"])

@@ -103,7 +103,7 @@ def open_file(browser: Any, path: Path) -> Iterator[Opened]:
 def test_loads_from_disk_alone_without_a_complaint(opened: Opened, run: Path) -> None:
     page = opened.page
     assert page.locator("section h2").all_inner_texts()[:1] == ["Curves"]
-    for box in ("#views img", "#attention img", "#patches img", "#norms img"):
+    for box in ("#views img", "#attention img", "#patches img", "#correspondence img", "#norms img"):
         assert page.locator(box).first.evaluate("i => i.complete && i.naturalWidth > 0"), box
     assert page.locator("svg.map circle").count() == 30
     outside = [url for url in opened.requests if not url.startswith("data:") and url != (run / "report.html").as_uri()]
@@ -155,6 +155,42 @@ def test_map_shows_images_switches_layout_and_hides_groups(opened: Opened) -> No
     assert page.locator("svg.map circle:visible").count() == visible - 15
     page.locator("[data-group]").first.click()
     assert page.locator("svg.map circle:visible").count() == visible
+
+
+def test_a_file_named_like_a_script_is_only_a_name(browser: Any, run: Path, tmp_path: Path) -> None:
+    """The page of `imprint look map`: a thumbnail and the name under the pointer, nothing runs, nothing is fetched."""
+    from imprint.viz.look import save_map
+    from imprint.viz.looks import MapLook
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        cv2.imwrite(str(tmp_path / "x.png"), rng.integers(0, 255, (32, 32, 3)).astype(np.uint8))
+        (tmp_path / "x.png").rename(folder / f"{'<img src=x onerror=alert(1)>'}{i:02d}.png")
+    path = save_map(run, folder, tmp_path / "map.html", MapLook(layouts=("t-SNE", "PCA"), device="cpu"))
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    complaints: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: (complaints.append(f"dialog {dialog.message}"), dialog.dismiss()))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(path.as_uri())
+    seen = set()
+    for row in range(12):
+        page.locator("svg.map circle").nth(row).dispatch_event("pointermove", {"clientX": 200, "clientY": 200})
+        tip = page.locator("#tip")
+        assert tip.is_visible() and "<img src=x onerror=alert(1)>" in tip.inner_text()
+        face = tip.locator(".face").evaluate("f => [getComputedStyle(f).backgroundImage, f.style.backgroundPosition]")
+        assert face[0].startswith('url("data:image/jpeg')
+        seen.add((face[1], tip.inner_text()))
+    assert len(seen) == 12 and page.locator("#tip img").count() == 0
+    page.locator('[data-layout="PCA"]').click()
+    page.wait_for_timeout(200)
+    assert complaints == [] and [url for url in requests if not url.startswith(("data:", path.as_uri()))] == []
+    context.close()
 
 
 def test_hostile_names_are_text(opened: Opened) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from imprint.backbones.encoder import Encoder, Features
@@ -80,3 +83,45 @@ def test() -> ArraySource:
 @pytest.fixture
 def unlabelled() -> ArraySource:
     return ArraySource(blobs(40, 3)[0], name="bare")
+
+
+class PatchEncoder(TinyEncoder):
+    """TinyEncoder whose maps keep the frame's aspect; `fail_at` makes the n-th call fail."""
+
+    fail_at = 0
+
+    def encode(self, images_BCHW: Tensor, mask_BN: Tensor | None = None, keep_BM: Tensor | None = None) -> Features:
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise KeyboardInterrupt
+        patches = torch.nn.functional.unfold(images_BCHW, 4, stride=4).transpose(1, 2) @ self.weight
+        grid = (images_BCHW.shape[-2] // 4, images_BCHW.shape[-1] // 4)
+        return Features(patches.mean(1), None, None, patches, grid)
+
+
+@pytest.fixture
+def patches() -> PatchEncoder:
+    return PatchEncoder(width=16)
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """A folder in DAVIS layout: two squares that move over noise in `near`, one in `far2` and `far10`."""
+    root = tmp_path / "videos"
+    for name, objects, frames in (("far10", 1, 6), ("far2", 1, 7), ("near", 2, 8)):
+        rng = np.random.default_rng(len(name) + objects)
+        ground = rng.integers(90, 130, (48, 72, 3)).astype(np.uint8)
+        for kind in ("JPEGImages", "Annotations"):
+            (root / kind / "48p" / name).mkdir(parents=True)
+        for t in range(frames):
+            image, ids = ground.copy(), np.zeros((48, 72), np.uint8)
+            for k in range(1, objects + 1):
+                y, x = 4 + 22 * (k - 1), 4 + 4 * t
+                image[y : y + 16, x : x + 20] = ((250, 30, 30), (30, 60, 250))[k - 1]
+                ids[y : y + 16, x : x + 20] = k
+            Image.fromarray(image).save(root / "JPEGImages" / "48p" / name / f"{t}.png")
+            mask = Image.fromarray(ids if objects > 1 else ids * 255)
+            if objects > 1:
+                mask.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+            mask.save(root / "Annotations" / "48p" / name / f"{t}.png")
+    return root

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +120,73 @@ def test_error_or_kill_while_writing_leaves_no_entry(tiny, train, cache: Path) -
     with feature_cache.entry("other") as folder:
         np.save(folder / "index.npy", np.arange(2))
     assert sorted(p.name for p in cache.iterdir()) == ["other"]
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+from conftest import CLASSES, TinyEncoder, blobs
+from imprint.data.arrays import ArraySource
+from imprint.evals import feature_part
+from imprint.evals.features import extract
+
+class Mortal(TinyEncoder):
+    def encode(self, *args):
+        if self.calls == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode(*args)
+
+Mortal.__name__ = "TinyEncoder"
+feature_part.KEEP_SECONDS = 0.0
+extract(Mortal(), ArraySource(*blobs(240, 1), classes=CLASSES, name="train"), device="cpu", batch_size=32)
+"""
+
+
+def test_killed_extraction_goes_on_where_it_was(tiny, train, cache: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(Path(__file__).parent)], env=dict(os.environ), check=False)
+    assert done.returncode == -signal.SIGKILL
+    (aside,) = cache.iterdir()
+    assert aside.name.startswith(".aside-") and json.loads((aside / "progress.json").read_text()) == {
+        "done": 128,
+        "seen": 128,
+    }
+    # the rows that are there are believed, not made again
+    rows = np.load(aside / "features.npy", mmap_mode="r+")
+    rows[0] = 7.0
+    rows.flush()
+    del rows
+    table = extract(tiny, train, device="cpu", batch_size=32)
+    assert tiny.calls == 4 and (table.features_ND[0] == 7).all()
+    want = extract(tiny, train, device="cpu", batch_size=32, cache=False)
+    np.testing.assert_array_equal(table.features_ND[1:], want.features_ND[1:])
+    np.testing.assert_array_equal(table.index_N, np.arange(240))
+    (entry,) = cache.iterdir()
+    assert sorted(p.name for p in entry.iterdir()) == ["features.npy", "index.npy"]
+
+
+def test_unusable_remains_of_a_killed_writer_are_made_again(tiny, train, cache: Path, monkeypatch) -> None:
+    want = extract(tiny, train, device="cpu", cache=False).features_ND
+    extract(tiny, train, device="cpu")
+    (entry,) = cache.iterdir()
+    for damage in ("{", '{"done": 9}', '{"done": 5, "seen": 5}', '{"done": -1, "seen": 3}'):
+        aside = cache / f".aside-{entry.name}"
+        aside.mkdir()
+        (aside / "progress.json").write_text(damage)
+        np.save(aside / "features.npy", np.zeros((10, 6), np.float32))  # of another length
+        np.save(aside / "rows.npy", np.zeros(10, np.int64))
+        shutil.rmtree(entry)
+        assert np.array_equal(extract(tiny, train, device="cpu").features_ND, want)
+
+
+def test_two_writers_of_one_entry_do_not_share_a_folder(cache: Path) -> None:
+    with feature_cache.entry("k") as mine:
+        with feature_cache.entry("k") as other:
+            assert mine != other
+            np.save(other / "index.npy", np.arange(2))
+        np.save(mine / "index.npy", np.arange(2))
+        (mine / "progress.json").write_text("{}")
+    assert [p.name for p in cache.iterdir()] == ["k"] and [p.name for p in (cache / "k").iterdir()] == ["index.npy"]
 
 
 def test_old_entries_make_room(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

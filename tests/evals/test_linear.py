@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,12 +10,15 @@ import pytest
 import torch
 from torch import nn
 
+from imprint.backbones.build import build_encoder
 from imprint.core.errors import ConfigError, DataError
 from imprint.core.rng import seed_of
 from imprint.evals.features import FeatureTable
-from imprint.evals.linear import Linear, LinearConfig, count_hits, fit_heads, moments, probe, split_rows
+from imprint.evals.linear import Linear, LinearConfig, fit_heads, probe, split_rows
+from imprint.evals.linear_heads import HeadTrainer, count_hits, moments
 from imprint.evals.pixels import PixelEncoder
 from imprint.evals.protocol import EvalData
+from imprint.evals.represent import represent
 
 
 def table(features: torch.Tensor, labels: torch.Tensor, classes: int) -> FeatureTable:
@@ -135,3 +139,67 @@ def test_protocol(train, test, unlabelled) -> None:
     for wrong in ({"lrs": ()}, {"lrs": (-1.0,)}, {"held_out": 0.0}, {"epochs": 0}, {"weight_decays": (-0.1,)}):
         with pytest.raises(ConfigError):
             LinearConfig(**wrong)
+
+
+def test_augmented_probe_killed_on_its_way_goes_on_and_ends_equal(train, test, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("IMPRINT_CACHE", str(tmp_path))
+    config = LinearConfig(device="cpu", augment=True, crop_scale=(0.5, 1.0), epochs=6, minibatch=50, batch_size=32)
+    config = dataclasses.replace(config, checkpoint_every=0.0, workers=1)
+    data = EvalData(train=train, test=test)
+    want = Linear().run(PixelEncoder(8), data, dataclasses.replace(config, cache=False))
+    assert want.metrics["top1"].value > 80 and want.cost["images"] == 320 + 6 * 240
+    real, calls = HeadTrainer.step, []
+
+    def dying(self, *args):  # type: ignore[no-untyped-def]
+        calls.append(1)
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+        real(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(HeadTrainer, "step", dying)
+        Linear().run(PixelEncoder(8), data, config)
+    counted = []
+    monkeypatch.setattr(HeadTrainer, "step", lambda self, *args: (counted.append(1), real(self, *args)))
+    again = Linear().run(PixelEncoder(8), data, config)
+    assert len(counted) == 4 * 6 - 9  # 216 images to fit, steps of 50, the last partial one left out
+    assert again.metrics == want.metrics and again.details == want.details
+
+
+def test_every_layer_equals_probes_of_single_layers(tiny, train, test) -> None:
+    config = LinearConfig(device="cpu", cache=False, epochs=5, tokens="cls")
+    data = EvalData(train=train, test=test)
+    report = Linear().run(tiny, data, dataclasses.replace(config, each_layer=True))
+    assert [row["layer"] for row in report.details["layers"]] == [0, 1, 2]
+    for row in report.details["layers"]:
+        alone = Linear().run(tiny, data, dataclasses.replace(config, layers=(row["layer"],)))
+        assert row["top1"] == round(alone.metrics["top1"].value, 3) and row["width"] == 6
+    best = report.details["layers"][report.details["layer"]]
+    assert best["held_out_top1"] == max(row["held_out_top1"] for row in report.details["layers"])
+    (figure,) = report.figures
+    assert figure.picture.ndim == 3 and figure.picture.dtype == np.uint8
+    with pytest.raises(ConfigError, match="each-layer"):
+        Linear().run(tiny, data, dataclasses.replace(config, each_layer=True, layers=(1,)))
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "width"),
+    [
+        ("vit_tiny_patch16_224", "cls", 4 * 192),
+        ("vit_tiny_patch16_224", "cls+patch_mean", 5 * 192),
+        ("swin_tiny_patch4_window7_224", "patch_mean", 96 + 192 + 384 + 768),
+        ("resnet18", "pooled", 64 + 128 + 256 + 512),
+        ("image_gpt_s", "pooled", 4 * 32),
+    ],
+)
+def test_last_layers_of_every_family_are_joined(name: str, tokens: str, width: int) -> None:
+    small = {"embed_dim": 32, "depth": 5, "num_heads": 2, "clusters": 8}
+    igpt = name.startswith("image_gpt")
+    encoder = build_encoder(name, image_size=8, arch=small) if igpt else build_encoder(name, image_size=64)
+    with torch.no_grad():
+        images = torch.rand(2, 3, encoder.image_size, encoder.image_size)
+        joined = represent(encoder.eval(), images, tokens, (-4, -3, -2, -1))
+        assert joined.shape == (2, width) and torch.isfinite(joined).all()
+        if tokens != "cls+patch_mean":
+            last = represent(encoder, images, tokens, (-1,))
+            torch.testing.assert_close(joined[:, -last.shape[1] :], last)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from imprint.core.errors import ConfigError, DataError
 from imprint.ops import neighbours
-from imprint.ops.neighbours import knn_classify, knn_scores, nearest, top_accuracy
+from imprint.ops.neighbours import inverse_norms, knn_classify, knn_scores, nearest, top_accuracy
 
 
 def features(rows: int, width: int, seed: int) -> Tensor:
@@ -128,3 +128,14 @@ def test_wrong_input_is_named() -> None:
         knn_classify(bank, bank, labels, 2, [1], [0.0])
     with pytest.raises(ConfigError, match="no k"):
         knn_classify(bank, bank, labels, 2, [])
+
+
+def test_factors_on_rows_make_cosines_of_a_bank_as_it_is() -> None:
+    generator = torch.Generator().manual_seed(3)
+    bank = torch.randn(5000, 24, generator=generator) * torch.rand(5000, 1, generator=generator).mul(9)
+    bank[17] = 0
+    query = torch.nn.functional.normalize(torch.randn(40, 24, generator=generator), dim=1)
+    want = nearest(query, torch.nn.functional.normalize(bank, dim=1), 7)
+    got = nearest(query, bank, 7, scale_N=inverse_norms(bank, chunk=999))
+    torch.testing.assert_close(got[0], want[0], rtol=1e-5, atol=1e-6)
+    assert torch.equal(got[1], want[1])

@@ -58,6 +58,12 @@ def metrics_of(steps: int = 200) -> list[dict[str, Any]]:
     return lines
 
 
+@pytest.fixture(scope="session")
+def make_images() -> Callable[..., Path]:
+    """Return the function that fills a folder with small images of three classes."""
+    return images_of
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that writes a run folder; keyword arguments leave parts out or choose the encoder."""

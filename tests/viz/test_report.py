@@ -36,8 +36,8 @@ def test_full_run_of_a_vit(make_run) -> None:
     assert path == run / "report.html"
     document = path.read_text()
     assert sections(document) == [
-        "curves", "evaluations", "views", "reconstructions", "neighbours", "map", "attention", "patches", "norms",
-        "cost", "events", "quarantine", "config",
+        "curves", "evaluations", "views", "reconstructions", "neighbours", "map", "attention", "patches",
+        "correspondence", "norms", "cost", "events", "quarantine", "config",
     ]  # fmt: skip
     for shown in (
         "51.50",
@@ -139,7 +139,7 @@ def test_validation_source_is_preferred_and_the_best_is_found(make_run, tmp_path
 def test_compare_lays_curves_over_each_other(make_run, tmp_path: Path) -> None:
     runs = [make_run("a", encoder=None), make_run("b", encoder=None, seed=4)]
     document = build_compare(runs, tmp_path / "c.html").read_text()
-    assert sections(document) == ["league", "differences", "curves"]
+    assert sections(document) == ["league", "curves", "differences", "left-out"]
     loss = re.search(r'aria-label="Loss" data-chart="([^"]*)"', document).group(1)
     assert loss.count("&quot;name&quot;") == 2
     assert re.search(r"<td>seed</td><td>3</td><td>4</td>", document)

@@ -97,3 +97,13 @@ def test_norms_are_taken_before_the_final_norm(vit: Encoder) -> None:
     norm = vit.model.norm
     torch.testing.assert_close(norm(before), after)
     assert not any(module._forward_hooks for module in vit.modules())
+
+
+def test_norms_of_a_swin_are_taken_before_its_final_norm() -> None:
+    torch.manual_seed(0)
+    swin = build_encoder("swin_tiny_patch4_window7_224", image_size=64, arch={"layers": (1, 1, 1, 1)}).eval()
+    images = torch.rand(2, 3, 64, 64)
+    before, after = tokens_before_norm(swin, images), swin.encode(images).patches_BND
+    assert before.shape == after.shape
+    torch.testing.assert_close(swin.model.norm(before), after)
+    assert not torch.allclose(before, after)

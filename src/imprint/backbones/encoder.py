@@ -5,7 +5,7 @@ Shapes: B images, C channels, H x W pixels, N = gh * gw patches, D width, R regi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +120,15 @@ class Encoder(nn.Module):
             ConfigError: for encoders without attention.
         """
         raise ConfigError(f"encoder '{self.name}' has no attention; choose a ViT for attention maps.")
+
+    def attentions(self, images_BCHW: Tensor) -> Iterator[Tensor]:
+        """Yield `attention` of every block from the first to the last, so that only one is in memory at a time.
+
+        Raises:
+            ConfigError: for encoders without attention.
+        """
+        for layer in range(max(1, self.depth)):
+            yield self.attention(images_BCHW, layer)
 
     def enable_mask_token(self, std: float = 0.02) -> None:
         """Create the learned mask token that `mask_BN` needs, drawn from N(0, std); once.

@@ -6,10 +6,11 @@ import re
 
 from torch import nn
 
+from imprint.backbones.dual_encoder import DualEncoder
 from imprint.backbones.encoder import Encoder
 
-_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
-_STEM = re.compile(r"(?:^|\.)(patch_embed|pos_embed|cls_token|reg_token|mask_token)(?:\.|$)")
+_BLOCK = re.compile(r"(?:^|\.)(?:blocks|encoder\.layers)\.(\d+)\.")  # timm's and ours, transformers'
+_STEM = re.compile(r"(?:^|\.)(patch_embed|pos_embed|cls_token|reg_token|mask_token|embeddings|pre_layrnorm)(?:\.|$)")
 
 
 def layer_scales(method: nn.Module, decay: float) -> dict[int, float]:
@@ -20,8 +21,8 @@ def layer_scales(method: nn.Module, decay: float) -> dict[int, float]:
     """
     scales: dict[int, float] = {}
     for encoder in method.modules():
-        if not isinstance(encoder, Encoder) or not encoder.has_tokens:
-            continue
+        if not isinstance(encoder, Encoder) or not encoder.has_tokens or isinstance(encoder, DualEncoder):
+            continue  # a dual encoder's image tower comes by itself; its text tower is none
         for name, parameter in encoder.named_parameters():
             block = _BLOCK.search(name)
             layer = int(block[1]) + 1 if block else 0 if _STEM.search(name) else encoder.depth + 1

@@ -1,4 +1,4 @@
-"""Load what a user calls an encoder: a run, an exported file, `timm:NAME`, `random:NAME`, or a public checkpoint."""
+"""Load what a user calls an encoder: a run, a file, `timm:NAME`, `random:NAME`, `hf:FOLDER`, a public checkpoint."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imprint.backbones.pixel_transformer import Backbone
+from imprint.backbones.clip_folder import described_kind, folder_normalise, load_folder
+from imprint.backbones.encoder import Encoder
 from imprint.backbones.read import PICKLES, SAFETENSORS, read_state
 from imprint.backbones.stored import IMAGENET_MEAN, IMAGENET_STD, description_of, verified
 from imprint.core.errors import CheckpointError, ConfigError
 
 
-def load_encoder(name: str | Path, *, image_size: int | None = None) -> Backbone:
+def load_encoder(name: str | Path, *, image_size: int | None = None) -> Encoder:
     """Load an encoder, in evaluation mode, on the CPU.
 
     Args:
@@ -20,7 +21,10 @@ def load_encoder(name: str | Path, *, image_size: int | None = None) -> Backbone
 
             - a run folder or an exported encoder (folder, `.safetensors` or its `.json`);
             - `timm:NAME`: timm's published weights (downloaded once, then from its cache);
-            - `random:NAME`: the same model untrained;
+            - `random:NAME`: the same model untrained; NAME may be a run or an exported encoder, too, whose untrained
+              twin this is (the baseline to compare it with);
+            - `hf:FOLDER` or the folder itself: a CLIP or SigLIP model of transformers with its tokenizer (a
+              `DualEncoder`), or a standard ViT or ResNet; local, nothing is downloaded;
             - a `.pth`, `.pt`, `.tar` or `.safetensors` file of a standard ViT or ResNet in a public layout.
         image_size: side to build it for; None takes the stored one, or timm's own.
 
@@ -32,11 +36,25 @@ def load_encoder(name: str | Path, *, image_size: int | None = None) -> Backbone
 
     text = str(name)
     prefix, _, bare = text.partition(":")
+    if prefix == "random" and is_stored(bare):
+        config = dict(stored_config(bare))
+        if image_size is not None:
+            config["image_size"] = image_size
+        return build_encoder(**config).eval()
     if prefix in ("timm", "random"):
         size = image_size or _timm_size(bare)
-        encoder = build_encoder(bare, image_size=size, pretrained=prefix == "timm")
+        encoder: Encoder = build_encoder(bare, image_size=size, pretrained=prefix == "timm")
+        return encoder.eval()
+    text = _local(text)
+    if described_kind(text) is not None:
+        encoder = load_folder(text)
+        if image_size is not None and image_size != encoder.image_size:
+            raise ConfigError(
+                f"'{text}' was built for {encoder.image_size} pixels and its positions stay as they are stored; "
+                "evaluate it at another size by --image-size, without building it anew."
+            )
     elif is_stored(text):
-        config: dict[str, Any] = {**stored_config(text)}
+        config = dict(stored_config(text))
         if image_size is not None:
             config["image_size"] = image_size
         encoder = build_encoder(**config, weights=stored_weights(text))
@@ -53,15 +71,20 @@ def load_normalise(name: str | Path) -> tuple[tuple[float, ...], tuple[float, ..
     """
     text = str(name)
     prefix, _, bare = text.partition(":")
+    if prefix == "random" and is_stored(bare):
+        return load_normalise(bare)
     if prefix in ("timm", "random"):
         from imprint.backbones.build import published_config
 
         published = published_config(bare)
         return tuple(published.get("mean", IMAGENET_MEAN)), tuple(published.get("std", IMAGENET_STD))
+    text = _local(text)
     described = description_of(text)
     if described is not None:
         normalise: Mapping[str, list[float]] = described[1]["normalise"]
         return tuple(normalise["mean"]), tuple(normalise["std"])
+    if described_kind(text) is not None:
+        return folder_normalise(text)
     if not is_stored(text):
         raise _not_found(text)
     return IMAGENET_MEAN, IMAGENET_STD
@@ -95,6 +118,23 @@ def stored_weights(name: str) -> Path:
     """Return the file with the weights of a stored encoder, its checksum verified where one was recorded."""
     described = description_of(name)
     return Path(name).expanduser() if described is None else verified(*described)
+
+
+def _local(text: str) -> str:
+    """Return the folder of `hf:FOLDER`, or the name as it is.
+
+    Raises:
+        ConfigError: for a name of the Hugging Face hub, since nothing is downloaded.
+    """
+    prefix, _, folder = text.partition(":")
+    if prefix != "hf":
+        return text
+    if not Path(folder).expanduser().is_dir():
+        raise ConfigError(
+            f"encoder '{text}': there is no folder '{folder}', and nothing is downloaded. Fetch the model first (for "
+            f"example: hf download {folder} --local-dir FOLDER), then give hf:FOLDER."
+        )
+    return folder
 
 
 def _timm_size(name: str) -> int:

@@ -9,7 +9,7 @@ distillation or registers), T = P + N (or P + M) tokens, D width, h heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -150,6 +150,13 @@ class TimmViT(TimmEncoder):
         for block, bias in zip(self._blocks()[:index], biases[:index], strict=True):
             tokens_BTD = self._run(block, tokens_BTD, rope, bias)
         return attention_probabilities(self._blocks()[index], tokens_BTD, rope, self.name, biases[index])
+
+    def attentions(self, images_BCHW: Tensor) -> Iterator[Tensor]:
+        """Yield `attention` of every block in one pass; each block runs once more with its fused attention."""
+        tokens_BTD, rope, grid = self._embed(images_BCHW, None, None)
+        for block, bias in zip(self._blocks(), self._biases(grid), strict=True):
+            yield attention_probabilities(block, tokens_BTD, rope, self.name, bias)
+            tokens_BTD = self._run(block, tokens_BTD, rope, bias)
 
     def enable_mask_token(self, std: float = 0.02) -> None:
         """Create the learned mask token, drawn from N(0, std); once. Call before DDP, the optimizer and EMA copies."""

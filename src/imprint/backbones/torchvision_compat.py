@@ -2,21 +2,21 @@
 
 A CPU build of torch beside the registry's (CUDA) build of torchvision is a common pair: the library of operators then
 fails to load, and `import torchvision` dies on the first operator whose schema is missing, taking timm with it.
-Declaring the schemas lets everything written in Python work; the operators themselves stay unavailable, and
-`imprint doctor` says so. Importing this module is enough; it does nothing where torchvision loads by itself.
+Declaring the schemas lets everything written in Python work. The two operators that detection needs, `nms` and
+`roi_align`, come from `torchvision_operators` then; `imprint doctor` says which are used. Importing this module is
+enough; it does nothing where torchvision loads by itself.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 
-_SCHEMAS = {
-    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-}
+from imprint.backbones import torchvision_operators
+
 _library: torch.library.Library | None = None
 
 
@@ -38,6 +38,12 @@ OPERATORS_AVAILABLE = _operators_load()
 
 if not OPERATORS_AVAILABLE:
     _library = torch.library.Library("torchvision", "FRAGMENT")
-    for _name, _schema in _SCHEMAS.items():
-        if not hasattr(torch.ops.torchvision, _name):
-            _library.define(_schema)
+    _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    torchvision_operators.register(_library)
+
+
+def detection_models() -> Any:
+    """Return `torchvision.models.detection`, ready to run: by the compiled operators, or by those written here."""
+    if not OPERATORS_AVAILABLE:
+        torchvision_operators.open_guards()
+    return importlib.import_module("torchvision.models.detection")

@@ -1,4 +1,4 @@
-"""`imprint compare`: several runs side by side."""
+"""`imprint compare`: several runs side by side, and public models known from report files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from imprint.cli.parser import Parser
 
 def arguments(parser: Parser) -> None:
     """Declare the options."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of the runs")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="folders of the runs; FILE.json of imprint evaluate for models that are no runs",
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.html", help="where to write the page")
 
 

@@ -21,6 +21,7 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "text": ("text towers and tokenizers", ("transformers",)),
     "diffusion": ("diffusion decoders", ("diffusers",)),
     "hub": ("Hugging Face datasets and models (hf:NAME)", ("datasets", "huggingface_hub")),
+    "maps": ("UMAP maps of embeddings", ("umap",)),
     "webdataset": ("tar shards in the cloud", ("webdataset",)),
     "export": ("ONNX export and its check", ("onnx", "onnxruntime", "onnxscript")),
     "slurm": ("submitting to Slurm from Python", ("submitit",)),
@@ -132,9 +133,11 @@ def operators() -> Finding:
     from imprint.backbones.torchvision_compat import OPERATORS_AVAILABLE
 
     if OPERATORS_AVAILABLE:
-        return Finding("torchvision", "compiled operators load")
-    cure = "Only detection needs them. Install torch and torchvision from the same index (README, 'Install')."
-    return Finding("torchvision", "compiled operators do not load with this torch", cure)
+        return Finding("torchvision", "compiled operators load; detection uses them")
+    cure = "Detection runs, somewhat slower. Install torch and torchvision from the same index (README, 'Install')."
+    return Finding(
+        "torchvision", "compiled operators do not load; detection uses imprint's own nms and roi_align", cure
+    )
 
 
 def bf16() -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from imprint.evals.report import Report
 
 PROG = "imprint evaluate"
-ENCODERS = "ENC is a run, an exported file, timm:NAME, random:NAME (untrained) or pixels (no encoder at all)."
+ENCODERS = (
+    "ENC is a run, an exported file, timm:NAME, random:NAME (untrained), hf:FOLDER (a local CLIP or SigLIP) or pixels "
+    "(no encoder at all)."
+)
 
 
 def arguments(parser: Parser) -> None:
@@ -32,7 +36,7 @@ def arguments(parser: Parser) -> None:
         help="bank of kNN, training set of a probe, or the one source",
     )
     parser.add_argument("--test", nargs="+", metavar="SRC", help="what is scored, where there are two sources")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the report as JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the report as JSON (a run's: RUN/evals)")
     rows = "\n".join(f"  {row.name:<10} {row.description}" for row in catalog.CATALOG)
     parser.epilog = f"protocols:\n{rows}\n\n{ENCODERS}\n'{PROG} PROTOCOL --help' lists the protocol's own options."
 
@@ -58,6 +62,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the numbers."""
     from imprint.evals.evaluate import evaluate
+    from imprint.evals.report import run_report_path
 
     defaults = catalog.protocol_class(args.protocol).Config()
     config = overrides.apply_words(defaults, args.pairs, fields.protocol_fields(args.protocol))
@@ -69,9 +74,12 @@ def run(args: argparse.Namespace) -> int:
     train = one_or_more(args.protocol, args.train)
     test = one_or_more(args.protocol, args.test) if args.test else None
     report = evaluate(args.protocol, args.encoder, train, test, args.out, **changed)
+    out = args.out
+    if out is None and (out := run_report_path(args.encoder, report)) is not None:
+        report.save(out)
     print(table(report))
-    if args.out is not None:
-        print(f"written to {args.out}")
+    if out is not None:
+        print(f"written to {out} (imprint report {shlex.quote(str(out))} makes a page of it)")
     return 0
 
 

@@ -17,7 +17,7 @@ from imprint.evals import catalog as protocols
 from imprint.methods import catalog
 
 FIXED = ("name", "recipe", "stage", "provenance")
-"""Fields that say where a configuration came from; no option sets them."""
+"""Fields of a run that say where its configuration came from; no option sets them."""
 
 _DURATIONS = ("Duration", "Epochs", "Steps")
 
@@ -103,6 +103,13 @@ def embedding_fields() -> tuple[Field, ...]:
     return tuple(found)
 
 
+def fields_of(module: str, name: str) -> tuple[Field, ...]:
+    """Return the settable fields of any configuration class, by its module and name."""
+    found: list[Field] = []
+    _collect(module, name, "", None, found, [])
+    return tuple(found)
+
+
 def names(method: str | None = None) -> tuple[str, ...]:
     """Return the dotted names of all settable fields of a run of `method`."""
     return tuple(field.name for field in fields(method)[0])
@@ -117,7 +124,7 @@ def _collect(
     groups: list[Group],
 ) -> None:
     for own in _own_fields(module, name):
-        if not prefix and own.name in FIXED:
+        if name == "RunConfig" and own.name in FIXED:
             continue
         dotted = f"{prefix}{own.name}".replace("_", "-")
         target = method if dotted == "method" else _struct(own.module, own.annotation)

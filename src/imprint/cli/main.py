@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "pretrain": "pretrain a backbone on a folder of images",
     "evaluate": "measure an encoder with a protocol (kNN, linear probe, label-free ranks, ...)",
     "embed": "write the embeddings of images to a file",
+    "look": "write a picture of what encoders see (attention, patch features, matches, maps, ...)",
     "report": "build the HTML report of a run",
     "compare": "put several runs side by side in one HTML file",
     "export": "write a run's backbone for another library and check it there",

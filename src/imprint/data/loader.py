@@ -141,6 +141,7 @@ def sweep(
     quarantine_path: str | os.PathLike[str] | None = None,
     pin_memory: bool = False,
     seed: int = 0,
+    first: int = 0,
 ) -> Iterator[Batch]:
     """Yield the source once, in order, the last partial batch included: evaluation.
 
@@ -157,6 +158,7 @@ def sweep(
         quarantine_path: file that names bad samples, or None.
         pin_memory: see Loader.
         seed: of views that are drawn.
+        first: leave out this many samples at the start, to go on where an earlier sweep stopped.
 
     Raises:
         DataError: when more samples are bad than allowed.
@@ -168,7 +170,7 @@ def sweep(
     quarantine = Quarantine(source, quarantine_path, bad_limit, of=picked.size)
     assembly = Assembly(source, views, quarantine, workers=checked_workers(workers), pin_memory=pin_memory)
     try:
-        starts = range(0, picked.size, batch_size)
+        starts = range(first, picked.size, batch_size)
         yield from assembly.serve(Request(picked[a : a + batch_size], seed, 0, replace=False) for a in starts)
     finally:
         assembly.close()

@@ -42,7 +42,7 @@ CATALOG: tuple[Row, ...] = (
     Row("logreg", "LogReg", True, True, "logistic regression on frozen features by L-BFGS, a path of penalties"),
     Row("finetune", "Finetune", True, True, "the whole encoder trained further with a linear classifier on labels"),
     Row("semi", "Semi", True, True, "few labels: 1 %, 10 % or counts per class, fine-tuned or probed"),
-    Row("fewshot", "FewShot", True, True, "n-way k-shot episodes on frozen features, with intervals over episodes"),
+    Row("fewshot", "FewShot", True, False, "n-way k-shot episodes on frozen features, with intervals over episodes"),
     Row("transfer", "Transfer", True, True, "one protocol on a list of data sets, one table", "several"),
     Row("zeroshot", "ZeroShot", True, False, "classes named by texts, for image-text encoders"),
     Row("retrieval", "Retrieval", False, False, "texts find images and images texts: R@1, R@5, R@10", "pairs"),

@@ -37,8 +37,8 @@ def evaluate(
 
     Args:
         protocol: a name of the catalogue (`imprint.evals.catalog`).
-        encoder: a run folder, an exported file, `timm:NAME`, `random:NAME` (untrained), `pixels` (raw pixels as the
-            baseline), or an Encoder.
+        encoder: a run folder, an exported file, `timm:NAME`, `random:NAME` (untrained), `hf:FOLDER` (a local CLIP or
+            SigLIP), `pixels` (raw pixels as the baseline), or an Encoder.
         train: SRC of the bank or training set, or the one source of protocols that need no other; several of them for
             `transfer`, and joined into one elsewhere.
         test: SRC that is scored.
@@ -56,7 +56,7 @@ def evaluate(
     if entry.needs_test and test is None:
         raise ConfigError(f"'{protocol}' scores a test source; add --test SRC.")
     train_source = cls.open(train, config)
-    test_source = cls.open(test, config) if test is not None and entry.needs_test else None
+    test_source = cls.open(test, config) if test is not None and (entry.needs_test or cls.takes_test) else None
     if isinstance(encoder, Encoder):
         model, own = encoder, None
     else:
@@ -86,7 +86,7 @@ def open_encoder(spec: str, source: Any, config: ProtocolConfig) -> tuple[Encode
 
 
 def config_from(cls: type[ProtocolConfig], options: Mapping[str, Any]) -> ProtocolConfig:
-    """Build a protocol's configuration from options; lists become tuples.
+    """Build a protocol's configuration from options; lists become tuples, mappings the configurations inside it.
 
     Raises:
         ConfigError: for an unknown option, naming the nearest known one.
@@ -96,6 +96,12 @@ def config_from(cls: type[ProtocolConfig], options: Mapping[str, Any]) -> Protoc
         if name not in known:
             raise unknown("option", name, known)
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    for field in dataclasses.fields(cls):
+        if isinstance(values.get(field.name), Mapping):  # options of a protocol that this one runs
+            own: Any = field.default_factory() if callable(field.default_factory) else field.default
+            if not isinstance(own, ProtocolConfig):
+                raise ConfigError(f"option '{field.name}' takes no options of its own.")
+            values[field.name] = config_from(type(own), values[field.name])
     return cls(**values)
 
 
@@ -117,15 +123,26 @@ def _command(
         if not all(isinstance(part, (str, os.PathLike)) for part in parts):
             return ""
         words += [flag, *map(os.fspath, parts)]
-    for name in options:
+    words += _flags(config, list(options))
+    if out is not None:
+        words += ["--out", os.fspath(out)]
+    return shlex.join(words)
+
+
+def _flags(config: ProtocolConfig, names: Sequence[str], prefix: str = "--") -> list[str]:
+    """Return the words that set the named fields; of a configuration inside, those that are not its defaults."""
+    words: list[str] = []
+    for name in names:
         value = getattr(config, name)
-        flag = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
+        flag = prefix + name.replace("_", "-")
+        if isinstance(value, ProtocolConfig):
+            plain = type(value)()
+            changed = [f.name for f in dataclasses.fields(value) if getattr(value, f.name) != getattr(plain, f.name)]
+            words += _flags(value, changed, f"{flag}.")
+        elif isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
         elif isinstance(value, tuple):
             words += [flag, *map(str, value)]
         elif value is not None:
             words += [flag, str(value)]
-    if out is not None:
-        words += ["--out", os.fspath(out)]
-    return shlex.join(words)
+    return words

@@ -1,7 +1,7 @@
 """Features kept by content in the user's cache: the same weights on the same images are encoded once.
 
 An entry is a folder named by its key; it is written aside and appears by one rename, so a killed writer leaves nothing
-that a reader would believe.
+that a reader would believe. What it leaves aside is gone on with by the next writer of that key.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 LIMIT_GB = 20.0
-_STALE_SECONDS = 24 * 3600
+_STALE_SECONDS = 7 * 24 * 3600
+PROGRESS = "progress.json"
 
 
 def cache_folder() -> Path:
@@ -76,24 +77,60 @@ def load(key: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]] | No
 
 @contextmanager
 def entry(key: str) -> Iterator[Path]:
-    """Yield a folder to write an entry into; it becomes the entry when the body ends well, else it is removed."""
+    """Yield a folder to write an entry into; it becomes the entry when the body ends well.
+
+    One writer per key gets the folder in which an earlier, killed one may have left its part; others at the same time
+    get empty ones. When the body fails the folder is removed, unless it holds a file PROGRESS: then it stays, and the
+    next writer goes on. That file does not become part of the entry.
+    """
     root = cache_folder()
     root.mkdir(parents=True, exist_ok=True)
     _sweep_stale(root)
-    aside = Path(tempfile.mkdtemp(prefix=".aside-", dir=root))
+    handle = None
+    aside = root / f".aside-{key}"
     try:
+        handle = _claim(aside)
+        if handle is None:
+            aside = Path(tempfile.mkdtemp(prefix=".aside-", dir=root))
         yield aside
+        (aside / PROGRESS).unlink(missing_ok=True)
         for path in aside.iterdir():
-            with open(path, "rb") as handle:
-                os.fsync(handle.fileno())
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
         try:
             aside.rename(root / key)
         except OSError:  # another process finished the same entry first; its content is the same
             if not (root / key).is_dir():
                 raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if handle is None or not (aside / PROGRESS).exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
     _evict(root, keep=key)
+
+
+def _claim(aside: Path) -> int | None:
+    """Make the folder if need be and lock it until its handle is closed; None when another process has it.
+
+    The lock is the system's, so it ends with its process however that dies. None also where folders cannot be locked.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    handle = None
+    try:
+        aside.mkdir(exist_ok=True)
+        handle = os.open(aside, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(handle), os.stat(aside)):  # else it became an entry between the two calls
+            return handle
+    except OSError:
+        pass
+    if handle is not None:
+        os.close(handle)
+    return None
 
 
 def _sweep_stale(root: Path) -> None:

@@ -5,10 +5,10 @@ Shapes: N images of the source, B of a batch, D width of the representation.
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,7 @@ from imprint.data.batch import Batch, Normalise
 from imprint.data.loader import sweep
 from imprint.data.views import View
 from imprint.evals import feature_cache
+from imprint.evals.feature_part import Part
 from imprint.evals.protocol import Precision, ProtocolConfig, Tokens
 from imprint.evals.represent import evaluation_view, pick_device, pick_precision, represent, resting
 
@@ -94,9 +95,12 @@ def stream(
     precision: Precision = "auto",
     tokens: Tokens = "pooled",
     layers: Sequence[int] = (),
+    seed: int = 0,
+    first: int = 0,
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Yield (features float32 (V, B, D) on the device, the batch they came from) in the order of the source.
 
+    Views that are drawn follow from `seed`; `first` leaves out that many samples at the start.
     Images with more channels than the encoder takes lose the last ones, and a warning says so.
     """
     if source.channels > encoder.channels:
@@ -106,7 +110,7 @@ def stream(
     place = pick_device(device, encoder)
     dtype = pick_precision(precision, place)
     with resting(encoder, place):
-        for batch in sweep(source, view, batch_size=batch_size, workers=workers):
+        for batch in sweep(source, view, batch_size=batch_size, workers=workers, seed=seed, first=first):
             # no_grad, not inference_mode: tensors that an encoder caches here may meet autograd in training later.
             # It is entered per batch, so that it does not leak into the consumer between two of ours.
             with torch.no_grad(), torch.autocast(place.type, dtype, enabled=dtype != torch.float32):
@@ -133,7 +137,8 @@ def extract(
     """Encode every image of a source under the plain evaluation view.
 
     With `cache` the features are kept in the user's cache under a hash of the encoder's weights, its configuration,
-    the source's fingerprint, the view, the normalisation and the precision, and memory-mapped from there.
+    the source's fingerprint, the view, the normalisation and the precision, and memory-mapped from there. A killed
+    call goes on where it was: the next one with the same key encodes the rest.
 
     Args:
         encoder: any encoder under the contract; it is given back in the mode and place it was in.
@@ -156,7 +161,8 @@ def extract(
         raise DataError(f"source '{source.spec}' is empty; there is nothing to encode.")
     normalise = normalise or Normalise()
     view = evaluation_view(image_size or encoder.image_size)
-    rows = stream(
+    rows_from = functools.partial(
+        stream,
         encoder,
         source,
         view=view,
@@ -169,7 +175,7 @@ def extract(
         layers=tuple(layers or ()),
     )
     if not cache:
-        return _table(source, *_fill(rows, len(source), None))
+        return _table(source, *_fill(rows_from, len(source)))
     key = feature_cache.key_of(
         {
             "weights": feature_cache.weights_digest(encoder),
@@ -184,8 +190,10 @@ def extract(
     found = feature_cache.load(key)
     if found is None:
         with feature_cache.entry(key) as folder:
-            _, index = _fill(rows, len(source), folder / "features.npy")
+            part = Part.of(folder)
+            _, index = _fill(rows_from, len(source), part)
             np.save(folder / "index.npy", index)
+            part.rows.unlink()
         found = feature_cache.load(key)
         if found is None:
             where = feature_cache.cache_folder()
@@ -211,28 +219,34 @@ def extract_for(encoder: Encoder, source: Source, normalise: Normalise, config: 
 
 
 def _fill(
-    rows: Iterator[tuple[Tensor, Batch]], count: int, path: Path | None
+    rows_from: Callable[..., Iterator[tuple[Tensor, Batch]]], count: int, part: Part | None = None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Write the stream into one array, in memory or in a .npy file; return it with the index of its rows."""
+    """Write the stream into one array, in memory or in files; return it with the index of its rows."""
     table: npt.NDArray[np.float32] | None = None
-    index = np.empty(count, dtype=np.int64)
-    done = 0
-    for features, batch in rows:
+    index: npt.NDArray[np.int64] = np.empty(count, dtype=np.int64)
+    done = seen = 0
+    found = None if part is None else part.reopen(count)
+    if found is not None:
+        table, index, done, seen = found
+        _logger.info("%d of %d images are encoded already; going on from there", seen, count)
+    for features, batch in rows_from(first=seen) if seen < count else ():
         block = features[0].cpu().numpy()
         if table is None:
-            shape = (count, block.shape[1])
-            if path is None:
-                table = np.empty(shape, dtype=np.float32)
+            width = block.shape[1]
+            if part is None:
+                table = np.empty((count, width), dtype=np.float32)
             else:
-                table = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+                table, index = part.create(count, width)
         table[done : done + len(block)] = block
         index[done : done + len(block)] = batch.index_B.numpy()
         done += len(block)
+        if part is not None:
+            part.keep(table, index, done)
     if table is None:
         raise DataError("not one image of the source could be read.")
     if isinstance(table, np.memmap):
         table.flush()
-    return table[:done], index[:done]
+    return table[:done], np.array(index[:done])
 
 
 def _table(source: Source, features: npt.NDArray[np.float32], index: npt.NDArray[np.int64]) -> FeatureTable:

@@ -1,10 +1,8 @@
 """Fine-tuning: the whole encoder trained further with a linear classifier on labelled images.
 
 The recipe is that of BEiT and MAE (arXiv 2111.06377, App. A.1, Table 9): AdamW, learning rates that fall from the last
-block to the first, stochastic depth, mixup, CutMix, label smoothing. RandAugment and random erasing of that table are
-not part of it: the views are random resized crops and flips.
-
-Shapes: B images, K classes.
+block to the first, stochastic depth, RandAugment, random erasing, mixup, CutMix, label smoothing. `classifier` holds
+what is done with a batch.
 """
 
 from __future__ import annotations
@@ -14,38 +12,35 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from imprint.backbones.build import build_encoder
+from imprint.backbones.dual_encoder import DualEncoder
 from imprint.backbones.encoder import Encoder
+from imprint.backbones.freezing import freeze_first
 from imprint.backbones.layer_decay import layer_scales
 from imprint.backbones.timm_encoder import TimmEncoder
-from imprint.core.errors import ConfigError, DataError
-from imprint.core.progress import Epochs
-from imprint.core.rng import key, seed_of, uniforms
-from imprint.core.schedules import cosine
-from imprint.data.batch import Batch
-from imprint.data.loader import Loader, sweep
-from imprint.data.sources import Source, spread
-from imprint.data.view_recipes import probe_views
-from imprint.evals.intervals import accuracy
+from imprint.core.errors import ConfigError
+from imprint.core.rng import seed_of
+from imprint.data.sources import spread
+from imprint.evals.classifier import Classifier, score, train_classifier
 from imprint.evals.protocol import EvalData, Protocol, ProtocolConfig, describe, require_labels, timed
-from imprint.evals.report import Metric, Report
-from imprint.evals.represent import evaluation_view, pick_device, pick_precision, represent
-from imprint.evals.training import Plan, fit
+from imprint.evals.report import Report
+from imprint.evals.represent import pick_device
 from imprint.evals.workspace import Workspace
-from imprint.ops.mixing import cutmix, mixup, smoothed_one_hot
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(ProtocolConfig):
-    """Settings of fine-tuning; defaults are MAE's for ViT-B (arXiv 2111.06377, Table 9) but for what is said above.
+    """Settings of fine-tuning; defaults are MAE's for ViT-B (arXiv 2111.06377, App. A.1, Table 9).
 
     Attributes:
         epochs: passes over the training images.
         minibatch: images per step.
+        accumulate: parts that a step is computed in, so that a large one fits into memory.
+        freeze: blocks (stages of a hierarchical encoder), counted from the input, that stay as they are, with all that
+            comes before them; 0 trains everything.
         lr: peak learning rate at a minibatch of 256, scaled linearly with it.
         layer_decay: factor on the rate from each block to the one below; 1 for none (and for encoders without blocks).
         weight_decay: of matrices.
@@ -57,11 +52,16 @@ class FinetuneConfig(ProtocolConfig):
         smoothing: label smoothing.
         ema: momentum of averaged weights, which are then the ones judged; 0 for none.
         crop_scale: area share of the training crops.
+        rand_augment: magnitude of RandAugment (arXiv 1909.13719, two operations of fifteen) in [0, 10]; 0 for none.
+        rand_augment_spread: standard deviation of that magnitude.
+        erasing: probability of random erasing (arXiv 1708.04896) by noise.
         limit: use this many training images, spread over the source; 0 for all.
     """
 
     epochs: int = 100
     minibatch: int = 1024
+    accumulate: int = 1
+    freeze: int = 0
     lr: float = 5e-4
     layer_decay: float = 0.65
     weight_decay: float = 0.05
@@ -73,6 +73,9 @@ class FinetuneConfig(ProtocolConfig):
     smoothing: float = 0.1
     ema: float = 0.0
     crop_scale: tuple[float, float] = (0.08, 1.0)
+    rand_augment: float = 9.0
+    rand_augment_spread: float = 0.5
+    erasing: float = 0.25
     limit: int = 0
 
     def __post_init__(self) -> None:
@@ -84,25 +87,10 @@ class FinetuneConfig(ProtocolConfig):
             raise ConfigError("layer_decay lies in (0, 1], smoothing and ema in [0, 1).")
         if min(self.mixup, self.cutmix, self.warmup, self.clip, self.weight_decay) < 0:
             raise ConfigError("mixup, cutmix, warmup, clip and weight_decay must be 0 or more.")
-
-
-class Classifier(nn.Module):
-    """Encoder and a linear map to classes: (B, C, H, W) -> (B, K)."""
-
-    def __init__(self, encoder: Encoder, classes: int, config: FinetuneConfig, probe: Tensor) -> None:
-        super().__init__()
-        self.encoder, self.tokens, self.layers = encoder, config.tokens, config.layers
-        width = represent(encoder, probe, config.tokens, config.layers).shape[1]
-        self.linear = nn.Linear(width, classes)
-        nn.init.trunc_normal_(
-            self.linear.weight, std=2e-5
-        )  # MAE's public code: the first steps leave the encoder alone
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Return logits."""
-        logits: Tensor = self.linear(represent(self.encoder, images_BCHW, self.tokens, self.layers))
-        return logits
+        if self.accumulate < 1 or self.freeze < 0:
+            raise ConfigError("accumulate counts the parts of a step, 1 or more; freeze counts blocks, 0 or more.")
+        if not (0 <= self.rand_augment <= 10 and self.rand_augment_spread >= 0 and 0 <= self.erasing <= 1):
+            raise ConfigError("rand_augment lies in [0, 10], its spread is 0 or more, and erasing is a probability.")
 
 
 class Finetune(Protocol):
@@ -131,13 +119,14 @@ class Finetune(Protocol):
         torch.manual_seed(seed_of(config.seed, "finetune"))
         size = config.image_size or encoder.image_size
         model = Classifier(
-            trainable_copy(encoder, config.drop_path), len(train.classes), config,
+            trainable_copy(encoder, config.drop_path, config.freeze), len(train.classes), config,
             torch.zeros(2, encoder.channels, size, size),
         ).to(device)  # fmt: skip
+        optimizer = adamw(model, config)
         with timed(cost, "train_s"):
-            judged, curve = train_classifier(model, train, data, config, device, size, workspace)
+            judged, curve = train_classifier(model, optimizer, train, data.normalise, config, device, size, workspace)
         with timed(cost, "test_s"):
-            metrics = score(judged, test, data, config, device, size)
+            metrics, by_class = score(judged, test, data.normalise, config, device, size)
         workspace.clear()
         return Report(
             protocol=self.name,
@@ -145,13 +134,25 @@ class Finetune(Protocol):
             data={"train": describe(train), "test": describe(test)},
             metrics=metrics,
             main="top1",
-            details={"train_loss": curve, "settings": dataclasses.asdict(config)},
+            details={"train_loss": curve, **by_class, "settings": dataclasses.asdict(config)},
             cost=cost,
         )
 
 
-def trainable_copy(encoder: Encoder, drop_path: float) -> Encoder:
-    """Return a copy whose parameters all take gradients, with stochastic depth at the given rate where timm has it."""
+def trainable_copy(encoder: Encoder, drop_path: float, freeze: int = 0) -> Encoder:
+    """Return a copy to train: parameters take gradients, stochastic depth has the given rate where timm has it.
+
+    Args:
+        encoder: stays as it is.
+        drop_path: rate at the last block.
+        freeze: blocks or stages from the input that take no gradient, with everything before them; they also run as
+            in evaluation (BatchNorm's statistics stay, nothing is dropped), whatever mode the copy is put in.
+
+    Raises:
+        ConfigError: for an encoder without parameters or blocks, or fewer of them than are to be frozen.
+    """
+    if isinstance(encoder, DualEncoder):
+        encoder = encoder.vision  # texts have no part in it
     fixed: set[str] = set()
     if isinstance(encoder, TimmEncoder):
         twin: Encoder = build_encoder(**{**encoder.config, "drop_path": drop_path})
@@ -165,43 +166,9 @@ def trainable_copy(encoder: Encoder, drop_path: float) -> Encoder:
         parameter.requires_grad_(name not in fixed)
     if not any(p.requires_grad for p in twin.parameters()):
         raise ConfigError(f"'{encoder.name}' has nothing to fine-tune; judge it by kNN or the linear probe.")
+    if freeze:
+        freeze_first(twin, freeze)
     return twin.train()
-
-
-def train_classifier(
-    model: Classifier,
-    train: Source,
-    data: EvalData,
-    config: FinetuneConfig,
-    device: torch.device,
-    size: int,
-    workspace: Workspace | None = None,
-) -> tuple[nn.Module, list[float]]:
-    """Train, and return the network to judge (the averaged one with `ema`) and the mean loss of every epoch."""
-    batch = min(config.minibatch, len(train))
-
-    def loss_of(item: Batch, step: int) -> Tensor:
-        images, targets = mixed(item.prepared(device, data.normalise), len(train.classes), config, step)
-        logits: Tensor = model(images)
-        return nn.functional.cross_entropy(logits.float(), targets)
-
-    with Loader(
-        train, probe_views(size, scale=config.crop_scale), batch_size=batch, seed=config.seed, workers=config.workers,
-        pin_memory=device.type == "cuda",
-    ) as loader:  # fmt: skip
-        plan = Plan(
-            name="finetune",
-            steps=loader.steps_per_epoch * config.epochs,
-            per_epoch=loader.steps_per_epoch,
-            lr=cosine(config.lr * batch / 256, 0.0, warmup=Epochs(min(config.warmup, config.epochs / 2))),
-            clip=config.clip,
-            ema=config.ema,
-            seed=config.seed,
-        )
-        dtype = pick_precision(config.precision, device)
-        return fit(
-            model, adamw(model, config), loader.batches, loss_of, plan, device=device, dtype=dtype, workspace=workspace
-        )
 
 
 def adamw(model: Classifier, config: FinetuneConfig) -> torch.optim.Optimizer:
@@ -219,51 +186,3 @@ def adamw(model: Classifier, config: FinetuneConfig) -> torch.optim.Optimizer:
         ],
         lr=0.0,
     )
-
-
-def mixed(batch: Batch, classes: int, config: FinetuneConfig, step: int) -> tuple[Tensor, Tensor]:
-    """Return images and target distributions of a batch, mixed as the configuration says; drawn by (seed, step)."""
-    images = batch.views["global"][0]
-    if batch.labels_B is None:
-        raise DataError("fine-tuning learns from labels, and this batch has none.")
-    targets = smoothed_one_hot(batch.labels_B, classes, config.smoothing)
-    kinds = [name for name in ("mixup", "cutmix") if getattr(config, name) > 0]
-    if not kinds:
-        return images, targets
-    draws = uniforms(key(config.seed, "mix", step), 3)
-    kind = kinds[int(draws[0] * len(kinds))]
-    alpha = getattr(config, kind)
-    share = float(np.random.default_rng(seed_of(config.seed, "beta", step)).beta(alpha, alpha))
-    partner = torch.arange(len(images) - 1, -1, -1, device=images.device)  # batches come shuffled
-    if kind == "mixup":
-        return mixup(images, targets, partner, share)
-    return cutmix(images, targets, partner, share, (float(draws[1]), float(draws[2])))
-
-
-@torch.no_grad()
-def score(
-    model: nn.Module, test: Source, data: EvalData, config: FinetuneConfig, device: torch.device, size: int
-) -> dict[str, Metric]:
-    """Return top-1, top-5 (with more than five classes) and cross-entropy on the plain views of the test source."""
-    model.eval()
-    dtype = pick_precision(config.precision, device)
-    hits1 = hits5 = count = 0
-    loss = 0.0
-    for batch in sweep(test, evaluation_view(size), batch_size=config.batch_size, workers=config.workers):
-        ready = batch.prepared(device, data.normalise)
-        if ready.labels_B is None:
-            raise DataError(f"the test source '{test.spec}' has no labels.")
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = model(ready.views["eval"][0]).float()
-        own = logits.gather(1, ready.labels_B[:, None])
-        above = (logits >= own).sum(1)  # the rank of the label, ties counted against it
-        hits1 += int((above == 1).sum())
-        hits5 += int((above <= 5).sum())
-        loss += float(nn.functional.cross_entropy(logits, ready.labels_B, reduction="sum"))
-        count += len(ready)
-    if count == 0:
-        raise DataError(f"none of the images of the test source '{test.spec}' could be read.")
-    metrics = {"top1": accuracy(hits1, count), "loss": Metric(value=loss / count, n=count)}
-    if len(test.classes) > 5:
-        metrics["top5"] = accuracy(hits5, count)
-    return metrics

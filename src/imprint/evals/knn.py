@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from imprint.backbones.encoder import Encoder
 from imprint.core.errors import ConfigError, DataError
 from imprint.evals.features import FeatureTable, extract_for
-from imprint.evals.intervals import accuracy
+from imprint.evals.intervals import accuracy, class_shares
 from imprint.evals.protocol import (
     EvalData,
     Protocol,
@@ -24,7 +24,7 @@ from imprint.evals.protocol import (
 )
 from imprint.evals.report import Metric, Report
 from imprint.evals.represent import pick_device
-from imprint.ops.neighbours import Weighting, knn_classify
+from imprint.ops.neighbours import Weighting, inverse_norms, knn_classify
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +67,21 @@ def vote(train: FeatureTable, test: FeatureTable, config: KNNConfig) -> tuple[di
     if place.type == "mps":
         place = torch.device("cpu")
     classes = max(len(train.classes), int(train.labels_N.max()) + 1)
-    bank, queries = (F.normalize(torch.nan_to_num(t.tensor.to(place)), dim=1) for t in (train, test))
+    bank, scale = train.tensor.to(place), inverse_norms(train.tensor).to(place)
+    if not torch.isfinite(scale).all() or not scale.all():  # NaN and infinite features: a copy in which they are not
+        bank, scale = F.normalize(torch.nan_to_num(bank), dim=1), torch.ones_like(scale)
+    queries = F.normalize(torch.nan_to_num(test.tensor.to(place)), dim=1)
     labels = torch.from_numpy(np.ascontiguousarray(train.labels_N)).to(place)
-    found = knn_classify(queries, bank, labels, classes, ks, config.temperatures, weighting=config.weighting)
+    found = knn_classify(
+        queries, bank, labels, classes, ks, config.temperatures, weighting=config.weighting, scale_N=scale
+    )
     metrics: dict[str, Metric] = {}
+    per_class: dict[str, float] = {}
     for (k, temperature), ranked in found.items():
         hits = ranked.cpu() == target[:, None]
         if (k, temperature) == (ks[0], config.temperatures[0]):
             metrics["top1"] = accuracy(int(hits[:, 0].sum()), len(target))
+            per_class = class_shares(hits[:, 0].numpy(), target.numpy(), train.classes)
             if classes > 5:
                 metrics["top5"] = accuracy(int(hits.any(1).sum()), len(target))
         metrics[f"top1/k={k},T={temperature:g}"] = accuracy(int(hits[:, 0].sum()), len(target))
@@ -82,6 +89,7 @@ def vote(train: FeatureTable, test: FeatureTable, config: KNNConfig) -> tuple[di
         "k": ks[0],
         "temperature": config.temperatures[0],
         "weighting": config.weighting,
+        "per_class_top1": per_class,
         "left_out_ks": [k for k in config.ks if k not in ks],
         "dimensions": int(train.features_ND.shape[1]),
     }

@@ -1,15 +1,16 @@
 """Linear probe: a grid of learning rates and weight decays trained together over cached features.
 
-All heads of the grid see the same minibatch, so their logits are one matrix product, x_BD @ W_D(GC), and so is their
-gradient; 13 learning rates share the reading, the standardising and the launches of one.
+All heads of the grid see the same minibatch, so their logits are one matrix product, and so is their gradient
+(`linear_heads`); 13 learning rates share the reading, the standardising and the launches of one.
 Shapes: N images, B of a minibatch, D width, G grid points, C classes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,10 @@ from imprint.backbones.encoder import Encoder
 from imprint.core.errors import ConfigError, DataError
 from imprint.core.rng import key, seed_of, uniforms
 from imprint.evals.features import FeatureTable, extract_for
-from imprint.evals.intervals import accuracy
+from imprint.evals.intervals import accuracy, class_shares
+from imprint.evals.linear_augmented import fit_on_crops
+from imprint.evals.linear_heads import Heads, HeadTrainer, count_hits, moments, take
+from imprint.evals.linear_layers import columns, curve, every_layer
 from imprint.evals.protocol import (
     EvalData,
     Protocol,
@@ -30,8 +34,12 @@ from imprint.evals.protocol import (
     require_labels,
     timed,
 )
-from imprint.evals.report import Metric, Report
+from imprint.evals.report import Figure, Metric, Report
 from imprint.evals.represent import pick_device
+from imprint.evals.workspace import Workspace
+
+if TYPE_CHECKING:
+    from imprint.data.sources import Source
 
 LEARNING_RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
 
@@ -49,6 +57,9 @@ class LinearConfig(ProtocolConfig):
         standardise: zero mean and unit variance per dimension over the training features (MAE's BatchNorm without
             affine, arXiv 2111.06377, Appendix A.1).
         held_out: share of each class of the training source on which the grid point is picked.
+        augment: learn from random crops and flips, encoded anew every epoch, instead of the plain views.
+        crop_scale: area share of those crops.
+        each_layer: probe every block or stage by itself; the layer, too, is picked on the held-out part.
     """
 
     lrs: tuple[float, ...] = LEARNING_RATES
@@ -58,6 +69,9 @@ class LinearConfig(ProtocolConfig):
     momentum: float = 0.9
     standardise: bool = True
     held_out: float = 0.1
+    augment: bool = False
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    each_layer: bool = False
 
     def __post_init__(self) -> None:
         """Check the grid and the split."""
@@ -68,40 +82,13 @@ class LinearConfig(ProtocolConfig):
             raise ConfigError(f"held_out is a share between 0 and 1, got {self.held_out}.")
         if self.epochs < 1 or self.minibatch < 1:
             raise ConfigError("epochs and minibatch must be at least 1.")
+        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ConfigError(f"crop_scale is a smallest and a largest share of the area, got {self.crop_scale}.")
 
     @property
     def grid(self) -> tuple[tuple[float, float], ...]:
         """The (learning rate, weight decay) pairs, G of them."""
         return tuple((lr, wd) for lr in self.lrs for wd in self.weight_decays)
-
-
-@dataclass(frozen=True)
-class Heads:
-    """G linear classifiers over standardised features: logits = ((x - mean) * scale) @ weight[:, g] + bias[g].
-
-    Attributes:
-        weight_DGC: float32.
-        bias_GC: float32.
-        mean_D: float32.
-        scale_D: float32.
-    """
-
-    weight_DGC: Tensor
-    bias_GC: Tensor
-    mean_D: Tensor
-    scale_D: Tensor
-
-    def logits(self, x_BD: Tensor) -> Tensor:
-        """Return logits (B, G, C) of raw features."""
-        depth, grid, classes = self.weight_DGC.shape
-        x = (x_BD.to(self.mean_D) - self.mean_D) * self.scale_D
-        return torch.addmm(self.bias_GC.view(-1), x, self.weight_DGC.view(depth, -1)).view(-1, grid, classes)
-
-    def pick(self, g: int) -> Heads:
-        """Return the one head `g` (G = 1)."""
-        return Heads(
-            self.weight_DGC[:, g : g + 1].contiguous(), self.bias_GC[g : g + 1].contiguous(), self.mean_D, self.scale_D
-        )
 
 
 def split_rows(
@@ -127,86 +114,47 @@ def split_rows(
     return np.sort(order[~held]), np.sort(order[held])
 
 
-def moments(features_ND: Tensor, rows_N: Tensor, chunk: int = 8192) -> tuple[Tensor, Tensor]:
-    """Return mean (D) and 1 / sqrt(variance + 1e-6) (D) over some rows, float32; sums of chunks are kept in float64."""
-    total = features_ND.new_zeros(features_ND.shape[1], dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    for rows in torch.split(rows_N, chunk):
-        total += features_ND[rows].sum(0)
-    mean = (total / len(rows_N)).float()
-    for rows in torch.split(rows_N, chunk):
-        squares += (features_ND[rows] - mean).square_().sum(0)
-    return mean, (squares / len(rows_N) + 1e-6).rsqrt().float()
-
-
 def fit_heads(features_ND: Tensor, labels_N: Tensor, rows_N: Tensor, classes: int, config: LinearConfig) -> Heads:
     """Train every head of the grid on `rows_N` by softmax cross-entropy, SGD with momentum and a cosine to 0.
 
-    The gradient is written out: with P the softmax and Y the one-hot labels, dL/dW = x^T (P - Y) / B. Weights start
-    at 0; the problem is convex, so no draw of weights is needed. Features stay where they lie (memory map, GPU); the
-    heads live where `labels_N` lies.
+    Features stay where they lie (memory map, GPU); the heads live where `labels_N` lies.
     """
-    place = labels_N.device
-    depth, grid = features_ND.shape[1], config.grid
-    if config.standardise:
-        mean, scale = (m.to(place) for m in moments(features_ND, rows_N.to(features_ND.device)))
-    else:
-        mean, scale = torch.zeros(depth, device=place), torch.ones(depth, device=place)
-    # Grid points vary fastest: softmax and its sums then run over whole vectors, however few the classes.
-    weight = torch.zeros(depth, classes, len(grid), device=place)
-    bias = torch.zeros(classes, len(grid), device=place)
-    weight_m, bias_m = torch.zeros_like(weight), torch.zeros_like(bias)
+    place, rows_N = labels_N.device, rows_N.to(features_ND.device)
     batch = min(config.minibatch, len(rows_N))
-    total = math.ceil(len(rows_N) / batch) * config.epochs
-    peak_G = torch.tensor([lr * batch / 256 for lr, _ in grid], device=place)
-    decay_G = torch.tensor([wd for _, wd in grid], device=place)
-    decays = any(wd > 0 for _, wd in grid)
-    flat, flat_m = weight.view(depth, -1), weight_m.view(depth, -1)
-    step = 0
+    trainer = new_trainer(features_ND, rows_N, classes, config, math.ceil(len(rows_N) / batch), batch, place)
     for epoch in range(config.epochs):
         generator = torch.Generator().manual_seed(seed_of(config.seed, "linear-order", epoch))
         order = rows_N[torch.randperm(len(rows_N), generator=generator).to(rows_N.device)]
         for rows in torch.split(order, batch):
-            x = (features_ND[rows.to(features_ND.device)].to(place) - mean).mul_(scale)
-            y = labels_N[rows.to(place)]
-            logits = torch.addmm(bias.view(-1), x, flat).view(-1, classes, len(grid))
-            p = logits.sub_(logits.amax(1, keepdim=True)).exp_()
-            p.mul_(p.sum(1, keepdim=True).reciprocal_())
-            own = y[:, None, None].expand(-1, 1, len(grid))
-            p.scatter_add_(1, own, p.new_full((1, 1, 1), -1.0).expand_as(own)).mul_(1.0 / len(y))
-            rate = peak_G * (-0.5 * (1.0 + math.cos(math.pi * step / total)))
-            flat_m.mul_(config.momentum).addmm_(x.t(), p.view(len(y), -1))
-            bias_m.mul_(config.momentum).add_(p.sum(0))
-            if decays:
-                weight_m.addcmul_(weight, decay_G)
-            weight.addcmul_(weight_m, rate)
-            bias.addcmul_(bias_m, rate)
-            step += 1
-    weight, bias = weight.transpose(1, 2).contiguous(), bias.t().contiguous()
-    return Heads(weight, bias, mean, scale)
+            trainer.step(take(features_ND, rows, place), labels_N[rows.to(place)])
+    return trainer.heads()
 
 
-def count_hits(
-    heads: Heads, features_ND: Tensor, labels_N: Tensor, rows_N: Tensor, top: int = 1, chunk: int = 8192
-) -> tuple[Tensor, Tensor]:
-    """Return (hits_GN bool, loss_G): whether the label is among the first `top` classes, and the mean cross-entropy.
-
-    A head whose weights are not finite hits nothing and has an infinite loss.
-    """
-    hits, loss = [], torch.zeros(heads.weight_DGC.shape[1], device=labels_N.device)
-    for rows in torch.split(rows_N, chunk):
-        logits = heads.logits(features_ND[rows.to(features_ND.device)])
-        own = logits.gather(2, labels_N[rows.to(labels_N.device)][:, None, None].expand(-1, logits.shape[1], 1))
-        # The rank of the label, ties counted against it: sound for NaN, constant and saturated logits alike.
-        above = (logits >= own).sum(2)
-        hits.append(((above <= top) & (above > 0)).t())
-        loss += (logits.logsumexp(2) - own[..., 0]).sum(0)
-    mean = torch.nan_to_num(loss / len(rows_N), nan=math.inf, posinf=math.inf)
-    return torch.cat(hits, 1), mean
+def new_trainer(
+    features_ND: Tensor,
+    rows_N: Tensor,
+    classes: int,
+    config: LinearConfig,
+    per_epoch: int,
+    batch: int,
+    place: torch.device,
+) -> HeadTrainer:
+    """Return the untrained heads of the grid, with the moments of some rows and rates scaled to the minibatch."""
+    depth = features_ND.shape[1]
+    standard = moments(features_ND, rows_N) if config.standardise else (torch.zeros(depth), torch.ones(depth))
+    grid = [(lr * batch / 256, decay) for lr, decay in config.grid]
+    return HeadTrainer(grid, classes, standard, config.momentum, per_epoch * config.epochs, place)
 
 
-def probe(train: FeatureTable, test: FeatureTable, config: LinearConfig) -> tuple[dict[str, Metric], dict[str, Any]]:
+def probe(
+    train: FeatureTable,
+    test: FeatureTable,
+    config: LinearConfig,
+    fit: Callable[[Tensor, Tensor, Tensor, int, LinearConfig], Heads] = fit_heads,
+) -> tuple[dict[str, Metric], dict[str, Any]]:
     """Train the grid on tables of features; return metrics of the picked head on `test`, and the details of the choice.
+
+    `fit` trains the heads on some rows; it has the arguments of `fit_heads`.
 
     Raises:
         DataError: for missing labels or classes that do not match.
@@ -217,26 +165,16 @@ def probe(train: FeatureTable, test: FeatureTable, config: LinearConfig) -> tupl
     place = pick_device(config.device, torch.nn.Identity())  # no parameters: an accelerator when there is one
     classes = max(len(train.classes), int(train.labels_N.max()) + 1)
     fit_rows, held_rows = (torch.from_numpy(r) for r in split_rows(train.labels_N, config.held_out, config.seed))
-    features, test_features = (_near(t.tensor, place) for t in (train, test))
+    features, test_features = (near(t.tensor, place) for t in (train, test))
     labels = torch.from_numpy(train.labels_N).to(place)
-    heads = fit_heads(features, labels, fit_rows, classes, config)
+    heads = fit(features, labels, fit_rows, classes, config)
     held_hits, held_loss = count_hits(heads, features, labels, held_rows)
     held_top1 = 100.0 * held_hits.float().mean(1)
     best = min(range(len(config.grid)), key=lambda g: (-float(held_top1[g]), float(held_loss[g])))
     winner = heads.pick(best)
-    target, every = torch.from_numpy(test_labels).to(place), torch.arange(len(test_labels))
-    hits1, loss = count_hits(winner, test_features, target, every)
-    hits5, _ = count_hits(winner, test_features, target, every, top=5)
-    metrics = {
-        "top1": accuracy(int(hits1.sum()), len(test_labels)),
-        "held_out_top1": accuracy(int(held_hits[best].sum()), len(held_rows)),
-        "loss": Metric(value=float(loss[0]), n=len(test_labels)),
-    }
-    if classes > 5:
-        metrics["top5"] = accuracy(int(hits5.sum()), len(test_labels))
-    per_class = np.bincount(test_labels, weights=hits1[0].cpu().numpy(), minlength=classes)
-    sizes = np.bincount(test_labels, minlength=classes)
-    names = train.classes or tuple(map(str, range(classes)))
+    target = torch.from_numpy(test_labels).to(place)
+    metrics, per_class = score_head(winner, test_features, target, class_names(train, classes))
+    metrics["held_out_top1"] = accuracy(int(held_hits[best].sum()), len(held_rows))
     grid = [
         {
             "lr": lr,
@@ -252,13 +190,27 @@ def probe(train: FeatureTable, test: FeatureTable, config: LinearConfig) -> tupl
         "grid": grid,
         "fit_images": len(fit_rows),
         "held_out_images": len(held_rows),
-        "per_class_top1": {
-            str(name): round(100.0 * float(h) / int(n), 3)
-            for name, h, n in zip(names, per_class, sizes, strict=True)
-            if n
-        },
+        "per_class_top1": per_class,
     }
     return metrics, details
+
+
+def score_head(
+    head: Heads, features_ND: Tensor, labels_N: Tensor, names: Sequence[str]
+) -> tuple[dict[str, Metric], dict[str, float]]:
+    """Return top-1, top-5 (with more than five classes) and the loss of one head (G = 1), and top-1 by class name."""
+    every, count = torch.arange(len(labels_N)), len(labels_N)
+    hits1, loss = count_hits(head, features_ND, labels_N, every)
+    metrics = {"top1": accuracy(int(hits1.sum()), count), "loss": Metric(value=float(loss[0]), n=count)}
+    if len(names) > 5:
+        hits5, _ = count_hits(head, features_ND, labels_N, every, top=5)
+        metrics["top5"] = accuracy(int(hits5.sum()), count)
+    return metrics, class_shares(hits1[0].cpu().numpy(), labels_N.cpu().numpy(), names)
+
+
+def class_names(train: FeatureTable, classes: int) -> tuple[str, ...]:
+    """Return a name for each of C classes, its number where the source gives none."""
+    return train.classes or tuple(map(str, range(classes)))
 
 
 class Linear(Protocol):
@@ -273,11 +225,21 @@ class Linear(Protocol):
         config = config or LinearConfig()
         train_source, test_source = require_labels(self.name, data)
         cost: dict[str, float] = {"images": float(len(train_source) + len(test_source))}
+        workspace = Workspace.open(self.name, encoder, data, config) if config.augment else Workspace(None)
+        shown, widths = every_layer(encoder, config) if config.each_layer else (config, [])
         with timed(cost, "features_s"):
-            train = extract_for(encoder, train_source, data.normalise, config)
-            test = extract_for(encoder, test_source, data.normalise, config)
+            train = extract_for(encoder, train_source, data.normalise, shown)
+            test = extract_for(encoder, test_source, data.normalise, shown)
+        figures: tuple[Figure, ...] = ()
         with timed(cost, "fit_s"):
-            metrics, details = probe(train, test, config)
+            if config.each_layer:
+                metrics, details, figures = _by_layer(columns(train, widths), columns(test, widths), config)
+            elif config.augment:
+                cost["images"] += float(len(train_source) * config.epochs)
+                metrics, details = _augmented(encoder, train_source, train, test, data, config, workspace)
+            else:
+                metrics, details = probe(train, test, config)
+        workspace.clear()
         return Report(
             protocol=self.name,
             encoder=encoder.name,
@@ -286,7 +248,51 @@ class Linear(Protocol):
             main="top1",
             details=details,
             cost=cost,
+            figures=figures,
         )
+
+
+def _augmented(
+    encoder: Encoder,
+    source: Source,
+    train: FeatureTable,
+    test: FeatureTable,
+    data: EvalData,
+    config: LinearConfig,
+    workspace: Workspace,
+) -> tuple[dict[str, Metric], dict[str, Any]]:
+    """Probe with heads that learn from crops; the plain views give the moments, and judge."""
+
+    def fit(features: Tensor, labels: Tensor, rows: Tensor, classes: int, config: LinearConfig) -> Heads:
+        def trainer_for(per_epoch: int, batch: int) -> HeadTrainer:
+            return new_trainer(features, rows, classes, config, per_epoch, batch, labels.device)
+
+        part = source.subset(train.index_N[rows.numpy()])
+        return fit_on_crops(encoder, part, data.normalise, trainer_for, config, workspace)
+
+    return probe(train, test, config, fit)
+
+
+def _by_layer(
+    train: Sequence[FeatureTable], test: Sequence[FeatureTable], config: LinearConfig
+) -> tuple[dict[str, Metric], dict[str, Any], tuple[Figure, ...]]:
+    """Probe every layer; the one with the best held-out top-1 is the headline."""
+    found = [probe(a, b, config) for a, b in zip(train, test, strict=True)]
+    rows = [
+        {
+            "layer": layer,
+            "width": int(train[layer].features_ND.shape[1]),
+            "top1": round(metrics["top1"].value, 3),
+            "held_out_top1": round(metrics["held_out_top1"].value, 3),
+            "lr": details["chosen"]["lr"],
+        }
+        for layer, (metrics, details) in enumerate(found)
+    ]
+    best = max(range(len(found)), key=lambda layer: (rows[layer]["held_out_top1"], layer))
+    metrics, details = found[best]
+    details = {"layer": best, "layers": rows, **details}
+    caption = f"Top-1 of a linear probe on every layer; layer {best} is best on the held-out images."
+    return metrics, details, (Figure(name="layers", caption=caption, picture=curve(rows)),)
 
 
 def _finite(value: Tensor) -> float | None:
@@ -294,7 +300,7 @@ def _finite(value: Tensor) -> float | None:
     return round(number, 5) if math.isfinite(number) else None
 
 
-def _near(features_ND: Tensor, place: torch.device) -> Tensor:
+def near(features_ND: Tensor, place: torch.device) -> Tensor:
     """Return the features on the device when they fit there with room to spare, else where they are."""
     if place.type != "cuda":
         return features_ND if place.type == "cpu" else features_ND.to(place)

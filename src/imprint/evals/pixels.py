@@ -36,6 +36,10 @@ class PixelEncoder(Encoder):
         patches = images_BCHW.flatten(2).transpose(1, 2)
         return Features(images_BCHW.flatten(1), None, None, patches, (self.side, self.side))
 
+    def encode_maps(self, images_BCHW: Tensor) -> list[Tensor]:
+        """Return the pixels themselves as one map, of any sides and at full resolution."""
+        return [images_BCHW]
+
     @property
     def config(self) -> dict[str, Any]:
         """Arguments of the constructor."""

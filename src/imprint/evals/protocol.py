@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +75,9 @@ class ProtocolConfig:
             raise ConfigError(f"batch size must be at least 1, got {self.batch_size}.")
 
 
+P = TypeVar("P", bound=ProtocolConfig)
+
+
 class Protocol:
     """Base of every protocol.
 
@@ -81,11 +85,13 @@ class Protocol:
         name: catalogue name.
         Config: the frozen configuration class.
         needs_labels: whether train and test must carry labels.
+        takes_test: whether a test source is used where it may also be left out.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[ProtocolConfig]] = ProtocolConfig
     needs_labels: ClassVar[bool] = False
+    takes_test: ClassVar[bool] = False
 
     @classmethod
     def open(cls, spec: Any, config: Any) -> Any:
@@ -165,6 +171,19 @@ def describe(source: Source) -> dict[str, Any]:
         "classes": len(source.classes),
         "fingerprint": source.fingerprint,
     }
+
+
+def shared_with(inner: P, outer: ProtocolConfig) -> P:
+    """Return the configuration of a protocol that another one runs: what all protocols share comes from the other.
+
+    A shared option that was set for the inner one itself stays.
+    """
+    taken = {
+        field.name: getattr(outer, field.name)
+        for field in dataclasses.fields(ProtocolConfig)
+        if getattr(inner, field.name) == field.default
+    }
+    return dataclasses.replace(inner, **taken)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,7 @@ def fit(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: Callable[[int, int], Iterable[Any]],
-    loss_of: Callable[[Any, int], Tensor],
+    loss_of: Callable[[Any, int], Tensor | Iterable[Tensor]],
     plan: Plan,
     *,
     device: torch.device,
@@ -63,7 +63,8 @@ def fit(
         optimizer: over the model's parameters; groups may carry `lr_scale`.
         batches: `batches(first, last)` gives the batches of steps first to last - 1, always the same for a step
             (`Loader.batches` does).
-        loss_of: `loss_of(batch, step)` returns the loss of a batch as a scalar tensor, under autocast of `dtype`.
+        loss_of: `loss_of(batch, step)` returns the loss of a batch as a scalar tensor, under autocast of `dtype`; or
+            yields terms of it, each of which goes backward, and frees its memory, before the next is asked for.
         plan: length, schedule and the like.
         device: where the model is.
         dtype: of autocast; float16 scales the loss.
@@ -112,9 +113,10 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = plan.lr(t) * group.get("lr_scale", 1.0)
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = loss_of(batch, step)
-        scaler.scale(loss).backward()
+        for loss in _terms(loss_of, batch, step, device, dtype):
+            scaler.scale(loss).backward()
+            running += loss.detach()
+            del loss
         if plan.clip:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], plan.clip)
@@ -122,7 +124,6 @@ def fit(
         scaler.update()
         if averaged is not None:
             ema_update_(averaged, model, plan.ema)
-        running += loss.detach()
         if (step + 1) % plan.per_epoch == 0:
             curve.append(round(float(running) / plan.per_epoch, 5))
             running.zero_()
@@ -134,4 +135,30 @@ def fit(
         if time.monotonic() - kept > workspace.every or step + 1 == plan.steps:
             keep(step + 1)
             kept = time.monotonic()
-    return averaged if averaged is not None else model, curve
+    if averaged is None:
+        return model, curve
+    # The average was never run, so what layers count while they run (BatchNorm's statistics) is the trained one's.
+    for kept_buffer, buffer in zip(averaged.buffers(), model.buffers(), strict=True):
+        kept_buffer.copy_(buffer)
+    return averaged, curve
+
+
+def _terms(
+    loss_of: Callable[[Any, int], Tensor | Iterable[Tensor]],
+    batch: Any,
+    step: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[Tensor]:
+    """Yield the terms of a step's loss, computed under autocast; what is done with them is outside of it."""
+    terms: Iterator[Tensor] | None = None
+    while True:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            if terms is None:
+                loss = loss_of(batch, step)
+                terms = iter((loss,)) if isinstance(loss, Tensor) else iter(loss)
+            term = next(terms, None)
+        if term is None:
+            return
+        yield term
+        del term

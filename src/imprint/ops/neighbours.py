@@ -16,14 +16,22 @@ import torch
 from torch import Tensor
 
 from imprint.core.errors import ConfigError, DataError, unknown
+from imprint.ops.products import rows_by_rows
 
 Weighting = Literal["exp", "softmax"]
 
 _BANK_ROWS = 65_536  # 256 queries times this in float32: 64 MB
-_TILE_COLUMNS = 4096
+_TILE_COLUMNS = 2048
 
 
-def nearest(queries_QD: Tensor, bank_ND: Tensor, k: int, *, leave_out_Q: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def nearest(
+    queries_QD: Tensor,
+    bank_ND: Tensor,
+    k: int,
+    *,
+    leave_out_Q: Tensor | None = None,
+    scale_N: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Return the k rows of the bank with the largest inner product with each query, largest first.
 
     Args:
@@ -31,6 +39,8 @@ def nearest(queries_QD: Tensor, bank_ND: Tensor, k: int, *, leave_out_Q: Tensor 
         bank_ND: rows to search.
         k: 1 to N (N - 1 with `leave_out_Q`).
         leave_out_Q: per query one row of the bank to ignore (itself, when the bank is searched for its own rows).
+        scale_N: positive factors on the products of each row; `inverse_norms` makes them cosines, so that a bank in a
+            memory map need not be copied to be normalised.
 
     Returns:
         similarity_QK: descending.
@@ -39,7 +49,7 @@ def nearest(queries_QD: Tensor, bank_ND: Tensor, k: int, *, leave_out_Q: Tensor 
     Raises:
         DataError: for widths that differ, or fewer rows than neighbours.
     """
-    parts = list(_nearest_chunks(queries_QD, bank_ND, k, leave_out_Q))
+    parts = list(_nearest_chunks(queries_QD, bank_ND, k, leave_out_Q, scale_N))
     return torch.cat([s for _, s, _ in parts]), torch.cat([i for _, _, i in parts])
 
 
@@ -93,6 +103,7 @@ def knn_classify(
     *,
     weighting: Weighting = "exp",
     top: int = 5,
+    scale_N: Tensor | None = None,
 ) -> dict[tuple[int, float], Tensor]:
     """Classify by weighted votes for every k and temperature in one pass over the bank.
 
@@ -105,6 +116,7 @@ def knn_classify(
         temperatures: T > 0 each.
         weighting: see `knn_scores`.
         top: how many classes to return, at most C.
+        scale_N: see `nearest`.
 
     Returns:
         (k, T) -> int64 (Q, min(top, C)): classes by falling vote.
@@ -118,12 +130,18 @@ def knn_classify(
         raise ConfigError("knn_classify: no k given.")
     order = sorted(set(ks))
     kept: dict[tuple[int, float], list[Tensor]] = {(k, t): [] for t in temperatures for k in order}
-    for _, similarity, index in _nearest_chunks(queries_QD, bank_ND, order[-1], None):
+    for _, similarity, index in _nearest_chunks(queries_QD, bank_ND, order[-1], None, scale_N):
         labels = labels_N.to(index.device)[index]
         for temperature in temperatures:
             for k, votes in zip(order, _votes(similarity, labels, classes, order, temperature, weighting), strict=True):
                 kept[k, temperature].append(_ranked(votes, top))
     return {(k, t): torch.cat(kept[k, t]) for t in temperatures for k in ks}
+
+
+@torch.no_grad()
+def inverse_norms(features_ND: Tensor, chunk: int = 4096) -> Tensor:
+    """Return 1 / |row| (N) float32, 1e12 for rows of zeros as in `torch.nn.functional.normalize`; NaN stays NaN."""
+    return torch.cat([part.float().norm(dim=1).clamp_min(1e-12).reciprocal() for part in features_ND.split(chunk)])
 
 
 def top_accuracy(ranked_QT: Tensor, labels_Q: Tensor, top: int = 1) -> Tensor:
@@ -164,7 +182,7 @@ def _votes(
 
 @torch.no_grad()
 def _nearest_chunks(
-    queries_QD: Tensor, bank_ND: Tensor, k: int, leave_out_Q: Tensor | None
+    queries_QD: Tensor, bank_ND: Tensor, k: int, leave_out_Q: Tensor | None, scale_N: Tensor | None = None
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield (queries, similarity, index) for some queries at a time."""
     count = bank_ND.shape[0]
@@ -188,7 +206,8 @@ def _nearest_chunks(
         for first in range(0, count, width):
             bank = bank_ND[first : first + width]
             tile = memory[: len(query) * padded].view(len(query), padded)
-            near, index = _best_of_tile(query, bank, tile, block, k, None if skip is None else skip - first)
+            scale = None if scale_N is None else scale_N[first : first + width].to(bank.device, dtype)
+            near, index = _best_of_tile(query, bank, tile, block, k, None if skip is None else skip - first, scale)
             best, where = torch.cat([best, near], dim=1), torch.cat([where, index + first], dim=1)
             best, order = best.topk(min(k, best.shape[1]), dim=1)
             where = where.gather(1, order)
@@ -196,7 +215,13 @@ def _nearest_chunks(
 
 
 def _best_of_tile(
-    query_qD: Tensor, bank_nD: Tensor, tile: Tensor, block: int, k: int, skip_q: Tensor | None
+    query_qD: Tensor,
+    bank_nD: Tensor,
+    tile: Tensor,
+    block: int,
+    k: int,
+    skip_q: Tensor | None,
+    scale_n: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return candidates (q, M) and their rows, among them the k nearest of this part of the bank."""
     count, dtype = bank_nD.shape[0], query_qD.dtype
@@ -205,7 +230,11 @@ def _best_of_tile(
     maxima, base, pitch = [], [], []
     for first in range(0, count, _TILE_COLUMNS):
         stop = min(first + _TILE_COLUMNS, count)
-        torch.mm(query_qD, bank_nD[first:stop].to(dtype).T, out=tile[:, first:stop])
+        product = rows_by_rows(query_qD, bank_nD[first:stop].to(dtype))
+        if scale_n is None:
+            tile[:, first:stop] = product
+        else:
+            torch.mul(product, scale_n[first:stop], out=tile[:, first:stop])
         if skip_q is not None:
             place = (skip_q - first)[:, None]
             column = place.clamp(0, stop - first - 1)

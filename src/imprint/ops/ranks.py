@@ -49,7 +49,11 @@ def effective_rank(features_ND: Tensor) -> Tensor:
     Centring makes a constant offset count for nothing, in which it differs from `rankme`. 0-d float64, 1 to min(N, D).
     """
     _matrix(features_ND, 2, "effective_rank")
-    values = singular_values(features_ND.double() - features_ND.double().mean(dim=0))
+    return entropy_rank(singular_values(features_ND.double() - features_ND.double().mean(dim=0)))
+
+
+def entropy_rank(values: Tensor) -> Tensor:
+    """Return exp of the entropy of non-negative values scaled to sum to 1."""
     p = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
     return torch.exp(torch.special.entr(p).sum())
 
@@ -93,8 +97,14 @@ def lidar(features_NQD: Tensor, delta: float = 1e-4, eps: float = 1e-8, variant:
     spread_ND = means_ND - means_ND.mean(dim=0)
     rest = (x - means_ND[:, None]).flatten(0, 1)
     between_DD = spread_ND.T @ spread_ND / (count - 1)
-    within_DD = rest.T @ rest / (count * (looks - 1))
-    within_DD.diagonal().add_(delta)
+    return lidar_from(between_DD, rest.T @ rest / (count * (looks - 1)), delta, eps, variant)
+
+
+def lidar_from(
+    between_DD: Tensor, within_DD: Tensor, delta: float = 1e-4, eps: float = 1e-8, variant: LidarVariant = "paper"
+) -> Lidar:
+    """Return LiDAR of given scatter between and within samples, float64 (see `lidar`)."""
+    within_DD = within_DD + delta * torch.eye(within_DD.shape[0], dtype=within_DD.dtype, device=within_DD.device)
     scales, basis = torch.linalg.eigh(within_DD)
     root_DD = (basis * scales.rsqrt()) @ basis.T
     values_D = torch.linalg.eigvalsh(root_DD @ between_DD @ root_DD).flip(0).clamp_min(0.0)
@@ -141,7 +151,15 @@ def alpha_req(features_ND: Tensor, start: int = 10, stop: int = 100) -> PowerLaw
     Raises:
         DataError: when fewer than three positive eigenvalues lie in the range.
     """
-    spectrum_D = eigenspectrum(features_ND)
+    return power_law(eigenspectrum(features_ND), start, stop)
+
+
+def power_law(spectrum_D: Tensor, start: int = 10, stop: int = 100) -> PowerLaw:
+    """Return the decay of a given eigenspectrum, descending (see `alpha_req`).
+
+    Raises:
+        DataError: when fewer than three positive eigenvalues lie in the range.
+    """
     stop = min(stop, spectrum_D.shape[0])
     if stop - start < 3 or start < 0:
         raise DataError(f"alpha_req: {spectrum_D.shape[0]} eigenvalues leave no range of three from {start} to {stop}.")

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -40,6 +41,8 @@ class Chart:
         dots: mark every point (few, far apart).
         log: logarithmic y axis (positive values only).
         colours: one per line; empty takes the first categories.
+        scatter: points that are not joined, with room around them.
+        y_label: name of the y axis.
     """
 
     title: str
@@ -49,6 +52,8 @@ class Chart:
     dots: bool = False
     log: bool = False
     colours: tuple[str, ...] = ()
+    scatter: bool = False
+    y_label: str = ""
 
     def colour(self, i: int) -> str:
         """Return the colour of line `i`."""
@@ -127,6 +132,8 @@ def frame(chart: Chart) -> Frame | None:
     x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
     if x0 == x1:
         x0, x1 = x0 - 0.5, x1 + 0.5
+    elif chart.scatter:
+        x0, x1 = x0 - 0.04 * (x1 - x0), x1 + 0.04 * (x1 - x0)
     pad = 0.06 * (y1 - y0) or 0.05 * abs(y0) or 1.0
     floor = 0.0 if y0 >= 0 and not chart.log else -math.inf
     y0, y1 = max(floor, y0 - pad), y1 + pad
@@ -154,10 +161,12 @@ def svg(chart: Chart) -> str:
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>')
     x_label = html.escape(chart.x_label)
     parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{x_label}</text>')
+    if chart.y_label:
+        parts.append(f'<text class="tick" x="4" y="{TOP - 1}">{html.escape(chart.y_label)}</text>')
     data = []
     for i, line in enumerate(chart.series):
         xs, ys = thinned(line.x, line.y)
-        strokes, dots = _strokes(box, xs, ys, chart.dots)
+        strokes, dots = _strokes(box, xs, ys, chart.dots, chart.scatter)
         parts += [f'<polyline class="line" style="stroke:{chart.colour(i)}" points="{points}"/>' for points in strokes]
         parts += [f'<circle class="dot" style="fill:{chart.colour(i)}" cx="{x}" cy="{y}" r="3"/>' for x, y in dots]
         shown = [
@@ -166,7 +175,10 @@ def svg(chart: Chart) -> str:
             if math.isfinite(b) and not (chart.log and b <= 0)
         ]
         data.append({"name": line.name, "colour": chart.colour(i), "points": shown})
-    payload = html.escape(json.dumps({"unit": chart.unit, "x": chart.x_label, "series": data}), quote=True)
+    told: dict[str, Any] = {"unit": chart.unit, "x": chart.x_label, "series": data}
+    if chart.scatter:
+        told |= {"scatter": True, "y": chart.y_label}
+    payload = html.escape(json.dumps(told), quote=True)
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{html.escape(chart.title, quote=True)}" data-chart="{payload}">{"".join(parts)}'
@@ -201,7 +213,7 @@ def draw(chart: Chart, scale: int = 2) -> Picture:
     write(chart.x_label, WIDTH - RIGHT, HEIGHT - 4, (90, 90, 90), right=True)
     for i, line in enumerate(chart.series):
         xs, ys = thinned(line.x, line.y)
-        strokes, dots = _strokes(box, xs, ys, chart.dots)
+        strokes, dots = _strokes(box, xs, ys, chart.dots, chart.scatter)
         for stroke in strokes:
             points = [at(*map(float, pair.split(","))) for pair in stroke.split()]
             cv2.polylines(canvas, [np.array(points, np.int32)], False, rgb(chart.colour(i)), scale, cv2.LINE_AA)
@@ -211,7 +223,9 @@ def draw(chart: Chart, scale: int = 2) -> Picture:
     return canvas
 
 
-def _strokes(box: Frame, xs: list[float], ys: list[float], dots: bool) -> tuple[list[str], list[tuple[float, float]]]:
+def _strokes(
+    box: Frame, xs: list[float], ys: list[float], dots: bool, apart: bool = False
+) -> tuple[list[str], list[tuple[float, float]]]:
     """Return unbroken runs of finite points as SVG point lists, and the points that need a dot to be seen."""
     runs: list[list[tuple[float, float]]] = [[]]
     for x, y in zip(xs, ys, strict=True):
@@ -220,5 +234,7 @@ def _strokes(box: Frame, xs: list[float], ys: list[float], dots: bool) -> tuple[
         elif runs[-1]:
             runs.append([])
     runs = [run for run in runs if run]
+    if apart:
+        return [], [p for run in runs for p in run]
     marked = [p for run in runs for p in run if dots or len(run) == 1]
     return [" ".join(f"{x},{y}" for x, y in run) for run in runs if len(run) > 1], marked

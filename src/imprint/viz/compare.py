@@ -1,21 +1,27 @@
-"""Several runs side by side: a league table, what differs in their configurations, and their curves on one chart."""
+"""Several runs side by side: league, curves on one chart, the same images, label-free measures, what differs."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from imprint.core.errors import ConfigError
+from imprint.evals.report import read_json
 from imprint.viz import charts
 from imprint.viz.colours import category
+from imprint.viz.compare_pictures import pictures_section
+from imprint.viz.correlation import correlation_section
 from imprint.viz.curves import series
+from imprint.viz.league import Entry, asked, entries_of, ranked
+from imprint.viz.league import league as league_table
 from imprint.viz.page import Section, filter_box, page, table, write_page
 from imprint.viz.run_folder import RunFolder
-from imprint.viz.sections import duration, panel
+from imprint.viz.sections import panel
 
 CURVES: tuple[tuple[str, str, str], ...] = (
     ("Loss", "loss", ""),
@@ -27,31 +33,78 @@ CURVES: tuple[tuple[str, str, str], ...] = (
 """Title, metric and unit of the charts; one without a value in any run is left out."""
 
 
-def build_compare(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Path:
+def build_compare(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *, device: str = "auto") -> Path:
     """Write one HTML file that compares runs, and return its path.
 
-    The league is ordered by the best online kNN, then by the online linear probe, then as given. Every evaluation
-    report found in a run's `evals` folder is a column, too.
+    The league is ordered by the evaluation that most runs share, then by the best online kNN and linear probe, then as
+    given.
+
+    Args:
+        runs: run folders, and report files (`FILE.json` of `imprint evaluate`) of models that have none, such as public
+            ones. Reports of one encoder share a row; those of a run that is given, too, join its row.
+        out: the file to write.
+        device: where the pictures are made: auto, cpu, cuda or mps.
 
     Raises:
-        ConfigError: for no runs, the same run twice, or a folder that is none.
+        ConfigError: for nothing to compare, the same run twice, or a folder that is none.
+        DataError: for a JSON file that is no report.
     """
     if not runs:
         raise ConfigError("nothing to compare; give the folders of two or more runs.")
-    folders = [RunFolder.open(run) for run in runs]
-    twice = {str(f.path) for f in folders if sum(g.path.resolve() == f.path.resolve() for g in folders) > 1}
+    paths = [Path(run).expanduser() for run in runs]
+    files = [path for path in paths if path.suffix == ".json" and not path.is_dir()]
+    folders = [RunFolder.open(path) for path in paths if path not in files]
+    known = [f.path.resolve() for f in folders] + [file.resolve() for file in files]
+    twice = [path for path in known if known.count(path) > 1]
     if twice:
-        raise ConfigError(f"{sorted(twice)[0]} is given twice; a run compares with others.")
-    names = distinct_names([folder.path for folder in folders])
-    ranked = sorted(zip(names, folders, strict=True), key=lambda pair: _merit(pair[1]))
+        raise ConfigError(f"{twice[0]} is given twice; a run compares with others.")
+    names = distinct_names([folder.path for folder in folders]) if folders else []
+    entries = entries_of(list(zip(names, folders, strict=True)))
+    add_files(entries, files)
+    order = ranked(entries)
+    first = folders[0] if folders else None
+    with_runs = [(entry.name, entry.run) for entry in order if entry.run is not None]
     document = page(
-        title=f"{len(runs)} runs",
+        title=f"{len(entries)} {'runs' if len(entries) == len(folders) else 'encoders'}",
         subtitle="compared by Imprint",
         lead="",
-        sections=[league(ranked), differences(ranked), curves(ranked)],
+        sections=[
+            league_table(order),
+            curves(with_runs, {entry.name: entry.colour for entry in order}),
+            safe("pictures", "The same images", lambda: pictures_section(order, first, device)),
+            safe("labelfree", "Label-free measures", lambda: correlation_section(order)),
+            differences(with_runs),
+        ],
         footer=f"Written {datetime.now().astimezone().isoformat(sep=' ', timespec='minutes')} by Imprint.",
     )
     return write_page(document, Path(out))
+
+
+def add_files(entries: list[Entry], files: Sequence[Path]) -> None:
+    """Add report files: to the row of the run that they judged when it is there, else to a row of their encoder.
+
+    Raises:
+        DataError: for a file that is no report.
+    """
+    own = {entry.run.path.resolve(): entry for entry in entries if entry.run is not None}
+    public: dict[str, Entry] = {}
+    for file in files:
+        report = read_json(file)
+        encoder = str(report.get("encoder") or file.stem)
+        entry = own.get(Path(encoder).expanduser().resolve()) or public.get(encoder)
+        if entry is None:
+            name = f"{encoder} ({file.stem})" if any(encoder == other.name for other in entries) else encoder
+            entry = public[encoder] = Entry(name, colour=category(len(entries)))
+            entries.append(entry)
+        entry.evaluations[asked(report, file.name)] = report
+
+
+def safe(key: str, title: str, build: Callable[[], Section]) -> Section:
+    """Return the section, or the error as the reason for its absence: one bad value must not cost the page."""
+    try:
+        return build()
+    except Exception as error:
+        return Section(key, title, reason=f"This part failed: {type(error).__name__}: {error}")
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
@@ -65,25 +118,8 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def league(runs: Sequence[tuple[str, RunFolder]]) -> Section:
-    """Return the table: one row a run, one column a number."""
-    evaluations = sorted({name for _, run in runs for name in run.evaluations})
-    head = ["run", "method", "encoder", "steps", "best kNN %", "best linear %", "RankMe", "loss"]
-    head += [name.removesuffix(".json") for name in evaluations] + ["time", "images/s", "memory MB"]
-    rows = []
-    for name, run in runs:
-        metrics, times = run.metrics, run.column("time")
-        row: list[str] = [name, str(run.config.get("name", "?")), str(run.part("encoder").get("name", "?"))]
-        row.append(f"{int(metrics[-1]['step']):,}" if metrics else "-")
-        row += [_best(run, "probe/knn_top1"), _best(run, "probe/linear_top1")]
-        row += [_last(run, "rank/rankme"), _last(run, "loss")]
-        row += [_main_metric(run.evaluations.get(evaluation)) for evaluation in evaluations]
-        row.append(duration(times[-1]) if times else "-")
-        speeds = run.column("images_per_s")
-        row.append(f"{sorted(speeds)[len(speeds) // 2]:,.0f}" if speeds else "-")
-        peaks = run.column("memory_mb")
-        row.append(f"{max(peaks):,.0f}" if peaks else "-")
-        rows.append(row)
-    return Section("league", "League", table(head, rows, numeric=range(3, len(head))))
+    """Return the table of named runs: one row a run, one column a number."""
+    return league_table(entries_of(runs))
 
 
 def differences(runs: Sequence[tuple[str, RunFolder]]) -> Section:
@@ -101,9 +137,9 @@ def differences(runs: Sequence[tuple[str, RunFolder]]) -> Section:
     return Section("differences", "Differences", body + table(["field", *(name for name, _ in runs)], rows))
 
 
-def curves(runs: Sequence[tuple[str, RunFolder]]) -> Section:
+def curves(runs: Sequence[tuple[str, RunFolder]], colours: Mapping[str, str] | None = None) -> Section:
     """Return one chart a metric with one line a run; a run keeps its colour throughout."""
-    colours = {name: category(i) for i, (name, _) in enumerate(runs)}
+    colours = colours or {name: category(i) for i, (name, _) in enumerate(runs)}
     panels = []
     for title, key, unit in CURVES:
         lines = [series(run.metrics, key, name=name) for name, run in runs]
@@ -111,11 +147,18 @@ def curves(runs: Sequence[tuple[str, RunFolder]]) -> Section:
         if not lines:
             continue
         own = tuple(colours[line.name] for line in lines)
-        chart = charts.Chart(title, tuple(lines), unit, dots=key.startswith(("probe/", "rank/")), colours=own)
+        dots = key.startswith(("probe/", "rank/"))
+        chart = charts.Chart(title, tuple(lines), unit, dots=dots, colours=own, log=key == "loss" and far_apart(lines))
         panels.append(panel(chart))
     if not panels:
         return Section("curves", "Curves", reason="None of the runs has measured anything yet.")
     return Section("curves", "Curves", f'<div class="charts">{"".join(panels)}</div>')
+
+
+def far_apart(lines: Sequence[charts.Series]) -> bool:
+    """Tell whether lines are positive and a hundred times apart, so that an ordinary axis would flatten some."""
+    values = [y for line in lines for y in line.y if math.isfinite(y)]
+    return bool(values) and min(values) > 0 and max(values) > 100 * min(values)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -127,27 +170,3 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _merit(run: RunFolder) -> tuple[float, float]:
-    scores = [run.best(metric) for metric in ("probe/knn_top1", "probe/linear_top1")]
-    first, second = (-score[1] if score is not None else 0.0 for score in scores)
-    return first, second
-
-
-def _best(run: RunFolder, metric: str) -> str:
-    found = run.best(metric)
-    return f"{found[1]:.1f}" if found is not None else "-"
-
-
-def _last(run: RunFolder, metric: str) -> str:
-    values = run.column(metric)
-    return charts.label(values[-1]) if values else "-"
-
-
-def _main_metric(report: Mapping[str, Any] | None) -> str:
-    if report is None:
-        return "-"
-    metric = report["metrics"].get(report.get("main"), {})
-    value = metric.get("value") if isinstance(metric, Mapping) else None
-    return f"{value:.2f}" if isinstance(value, (int, float)) else "-"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,17 +15,21 @@ from imprint.data.sources import Source, spread
 from imprint.evals.features import FeatureTable, extract
 from imprint.evals.represent import evaluation_view, pick_device, resting
 from imprint.viz import charts
-from imprint.viz.attention import attention_maps, attention_sheet
-from imprint.viz.colours import category
-from imprint.viz.embedding_map import EmbeddingMap, embedding_map
-from imprint.viz.neighbours import Neighbourhood, nearest_rows, spread_queries
-from imprint.viz.page import Section, figure, filter_box, payload, text
+from imprint.viz.attention import Maps, attention_maps, overlay
+from imprint.viz.correspondence import likeness_picture, matches_picture, mutual_nearest, place_of
+from imprint.viz.embedding_map import embedding_map
+from imprint.viz.eyes import Eye, feature_map
+from imprint.viz.lettering import lettered
+from imprint.viz.map_page import TILE, map_body, neighbour_rows, sprite
+from imprint.viz.neighbours import nearest_rows, spread_queries
+from imprint.viz.page import Section, figure, filter_box, text
 from imprint.viz.patch_pca import pca_sheet
-from imprint.viz.raster import Picture, data_uri, mosaic, picture, thumbnail
+from imprint.viz.raster import Picture, picture, resized, sheet, thumbnail
+from imprint.viz.rollout import rollout_maps
 from imprint.viz.run_folder import Absent, RunFolder
-from imprint.viz.token_norms import histogram, norms_sheet, token_norms, tokens_before_norm
+from imprint.viz.token_norms import TokenNorms, histogram, norms_sheet, token_norms, tokens_before_norm
 
-TILE = 40
+SIDE = 112
 LOOKED_AT = 8
 QUERIES, NEIGHBOURS = 16, 10
 
@@ -90,12 +92,9 @@ def map_and_neighbours(run: RunFolder, found: Looked | Absent) -> list[Section]:
         return [Section(key, title, reason="There are fewer than three images.") for key, title in titles]
     names = [str(name) for name in table.names]
     labels, classes = table.labels_N, table.classes
-    columns = max(1, int(np.ceil(np.sqrt(len(table)))))
-    sprite = mosaic(found.images, TILE, columns)
-    style = f"<style>.face{{background-image:url({data_uri(sprite, 'jpeg', 82)})}}</style>"
-    shared = f'{style}<script type="application/json" id="sprite">{payload({"columns": columns})}</script>'
+    shared, columns = sprite(found.images)
     hoods = nearest_rows(np.asarray(table.features_ND), spread_queries(labels, QUERIES, len(table)), NEIGHBOURS)
-    neighbours = _neighbour_rows(hoods, names, labels, classes, columns)
+    neighbours = neighbour_rows(hoods, names, labels, classes, columns)
     about = _about(run, found) + (
         " The leftmost image is the query; the others are the most similar by cosine."
         + (" Green: same class; red: another." if labels is not None else "")
@@ -104,51 +103,50 @@ def map_and_neighbours(run: RunFolder, found: Looked | Absent) -> list[Section]:
     chart = embedding_map(np.asarray(table.features_ND), labels, classes)
     return [
         Section(*titles[0], f'<p class="about">{text(about)}</p>{tools}<div class="hoods">{neighbours}</div>{shared}'),
-        Section(*titles[1], _map_body(chart, names, len(table))),
+        Section(*titles[1], map_body(chart, names)),
     ]
 
 
 def token_sections(run: RunFolder, found: Looked | Absent, device: str) -> list[Section]:
-    """Return attention, patch components and token norms of a ViT."""
-    titles = (("attention", "Attention"), ("patches", "Patch features"), ("norms", "Token norms"))
+    """Return attention and rollout, patch components, correspondence and token norms; without tokens the middle two."""
+    titles = (
+        ("attention", "Attention"),
+        ("patches", "Patch features"),
+        ("correspondence", "Correspondence"),
+        ("norms", "Token norms"),
+    )
     if isinstance(found, Absent):
         return [Section(key, title, reason=found.reason) for key, title in titles]
     encoder = run.encoder
     assert isinstance(encoder, Encoder)  # found could not be there without it
-    if not encoder.has_tokens:
-        reason = f"{encoder.name} has no patch tokens; these pictures are for ViTs."
-        return [Section(key, title, reason=reason) for key, title in titles]
-    images = [found.images[i] for i in found.chosen]
     place = pick_device(device, encoder)
+    eye = Eye(encoder.name, encoder, run.normalise, run.image_size, place)
+    images = [found.images[i] for i in found.chosen]
     inputs = found.normalised.to(place)
-    with resting(encoder, place), torch.no_grad():
-        features = encoder.encode(inputs)
-        patches, grid = features.patches_BND.float().cpu().numpy(), features.grid
-        before = tokens_before_norm(encoder, inputs).float().cpu().numpy()
-        try:
-            maps = attention_maps(encoder, inputs)
-            attention = Section(*titles[0], _attention_body(images, maps, features.cls_BD is not None))
-        except ConfigError as error:
-            attention = Section(*titles[0], reason=str(error))
+    attention = Section(*titles[0], reason=f"{encoder.name} has no patch tokens; attention and norms are for ViTs.")
+    norms = Section(*titles[3], reason=attention.reason)
+    if encoder.has_tokens:
+        with resting(encoder, place), torch.no_grad():
+            before = tokens_before_norm(encoder, inputs).float().cpu().numpy()
+            features = encoder.encode(inputs[:1])
+            norms = Section(*titles[3], _norms_body(images, token_norms(before), features.grid))
+            try:
+                maps, rolled = attention_maps(encoder, inputs), rollout_maps(encoder, inputs)
+                body = _attention_body(images, maps, rolled, features.cls_BD is not None)
+                attention = Section(*titles[0], body)
+            except ConfigError as error:
+                attention = Section(*titles[0], reason=str(error))
+    patches, grid = feature_map(eye, inputs)
+    if min(grid) < 2:
+        reason = f"{encoder.name} sees its images of {run.image_size} px as {grid[0]} x {grid[1]} places."
+        return [attention, *(Section(*title, reason=reason) for title in titles[1:3]), norms]
     about = (
         "From above: the image, the first principal component of all patches together (foreground against ground), and "
-        "the next three as red, "
-        "green and blue: patches with like features have like colours, across images."
+        "the next three as red, green and blue: patches with like features have like colours, across images."
     )
-    body = (
-        f'<p class="about">{text(about)}</p>{figure(pca_sheet(images, patches, grid), "patch components", kind="png")}'
-    )
-    norms = token_norms(before)
-    told = (
-        f"Before the final norm layer: median {norms.median:.3g}, largest {norms.largest:.3g}; "
-        f"{100 * norms.outlier_share:.2f} % of the "
-        "patches stand out. Single patches of very high norm in the background call for register tokens "
-        "(--encoder.registers 4)."
-    )
-    chart = f'<div class="panel"><h3>Distribution</h3>{charts.svg(histogram(norms))}</div>'
-    pictures = figure(norms_sheet(images, norms, grid), "token norms", kind="png")
-    shown = f'<p class="about">{text(told)}</p>{pictures}<div class="charts">{chart}</div>'
-    return [attention, Section(*titles[1], body), Section(*titles[2], shown)]
+    colours = figure(pca_sheet(images, patches.numpy(), grid), "patch components", kind="png")
+    matched = Section(*titles[2], _correspondence_body(found, images, patches, grid))
+    return [attention, Section(*titles[1], f'<p class="about">{text(about)}</p>{colours}'), matched, norms]
 
 
 def _small(image: Picture, full: bool) -> Picture:
@@ -156,14 +154,48 @@ def _small(image: Picture, full: bool) -> Picture:
     return image if full else thumbnail(image, TILE)
 
 
-def _attention_body(images: list[Picture], maps: npt.NDArray[np.float32], has_cls: bool) -> str:
+def _attention_body(images: list[Picture], maps: Maps, rolled: Maps, has_cls: bool) -> str:
     query = "the class token" if has_cls else "all patches on average"
     heads = min(6, maps.shape[1])
     about = (
-        f"Attention of {query} to the patches in the last block. From above: the image, the mean over "
-        f"{maps.shape[1]} heads, the first {heads} heads. Each map is scaled to its own range."
+        f"Attention of {query} to the patches in the last block: the mean over {maps.shape[1]} heads and the first "
+        f"{heads} heads; and rolled out through all blocks. Each map is scaled to its own range."
     )
-    return f'<p class="about">{text(about)}</p>{figure(attention_sheet(images, maps), "attention maps")}'
+    bases = [resized(image, SIDE, SIDE) for image in images]
+    shown = [rolled, maps.mean(1), *(maps[:, head] for head in range(heads))]
+    rows = [bases, *([overlay(base, own) for base, own in zip(bases, row, strict=True)] for row in shown)]
+    names = ["image", "rollout", "last block, mean over heads", *(f"head {i + 1}" for i in range(heads))]
+    return f'<p class="about">{text(about)}</p>{figure(lettered(rows, names=names), "attention maps")}'
+
+
+def _correspondence_body(found: Looked, images: list[Picture], patches_BND: Tensor, grid: tuple[int, int]) -> str:
+    """Match the most similar two of the images looked at (two equal ones only when there is nothing else)."""
+    hoods = nearest_rows(np.asarray(found.table.features_ND)[found.chosen], range(len(images)), 1)
+    if not hoods:
+        return ""
+    best = max(hoods, key=lambda h: (h.similarity[0] < 0.9999, h.similarity[0]))
+    one, two = sorted((best.query, best.rows[0]))
+    both, features = (images[one], images[two]), (patches_BND[one], patches_BND[two])
+    pairs, _ = mutual_nearest(*features)
+    lines = matches_picture(both, pairs, grid, side=2 * SIDE)
+    heat = likeness_picture(both, features, place_of((0.5, 0.5), grid), grid, side=2 * SIDE)
+    about = (
+        f"Of the images above, the most similar two. Above: the {min(40, len(pairs))} most similar of {len(pairs)} "
+        "pairs of places that are each other's nearest. Below: likeness to the ringed place in the left image; the "
+        "ring in the right one is the most similar place."
+    )
+    return f'<p class="about">{text(about)}</p>{figure(sheet([[lines], [heat]], gap=12), "correspondence")}'
+
+
+def _norms_body(images: list[Picture], norms: TokenNorms, grid: tuple[int, int]) -> str:
+    told = (
+        f"Before the final norm layer: median {norms.median:.3g}, largest {norms.largest:.3g}; "
+        f"{100 * norms.outlier_share:.2f} % of the patches stand out. Single patches of very high norm in the "
+        "background call for register tokens (--encoder.registers 4)."
+    )
+    chart = f'<div class="panel"><h3>Distribution</h3>{charts.svg(histogram(norms))}</div>'
+    pictures = figure(norms_sheet(images, norms, grid), "token norms", kind="png")
+    return f'<p class="about">{text(told)}</p>{pictures}<div class="charts">{chart}</div>'
 
 
 def _about(run: RunFolder, found: Looked) -> str:
@@ -171,67 +203,3 @@ def _about(run: RunFolder, found: Looked) -> str:
     spec = "" if isinstance(run.source, Absent) else run.source.spec
     many = f"{len(found.table):,} of {total:,} images" if len(found.table) < total else f"All {total:,} images"
     return f"{many} of {spec}, encoded by the trained encoder."
-
-
-def _face(row: int, columns: int, side: int) -> str:
-    x, y = row % columns * side, row // columns * side
-    return f'<div class="face" style="background-size:{columns * side}px auto;background-position:-{x}px -{y}px"></div>'
-
-
-def _neighbour_rows(
-    hoods: Sequence[Neighbourhood],
-    names: Sequence[str],
-    labels: npt.NDArray[np.int64] | None,
-    classes: Sequence[str],
-    columns: int,
-) -> str:
-    def title(row: int) -> str:
-        if labels is None:
-            return ""
-        return classes[labels[row]] if labels[row] < len(classes) else str(labels[row])
-
-    out = []
-    for hood in hoods:
-        head = (
-            f'<div class="cell query" title="{text(names[hood.query])}">{_face(hood.query, columns, 104)}'
-            f'<div class="name">{text(title(hood.query) or names[hood.query])}</div></div>'
-        )
-        cells = []
-        for row, cosine in zip(hood.rows, hood.similarity, strict=True):
-            kind = "" if labels is None else (" same" if labels[row] == labels[hood.query] else " other")
-            under = f"<div>{text(title(row))}</div>" if labels is not None else ""
-            cells.append(
-                f'<div class="cell{kind}" title="{text(names[row])}">{_face(row, columns, 84)}{under}{cosine:.3f}</div>'
-            )
-        words = text(f"{names[hood.query]} {title(hood.query)}")
-        out.append(f'<div class="panel hood" data-words="{words}">{head}{"".join(cells)}</div>')
-    return "".join(out)
-
-
-def _map_body(chart: EmbeddingMap, names: Sequence[str], count: int) -> str:
-    groups = sorted(set(chart.groups_N.tolist()))
-    sizes = np.bincount(chart.groups_N)
-    data = {
-        "layouts": {name: np.round(points, 4).tolist() for name, points in chart.layouts.items()},
-        "groups": chart.groups_N.tolist(),
-        "titles": {str(g): chart.names[g] for g in groups},
-        "colours": {str(g): category(g) for g in groups},
-        "names": list(names),
-    }
-    legend = "".join(
-        f'<button type="button" data-group="{g}"><i style="background:{category(g)}"></i>'
-        f"{text(chart.names[g])} ({sizes[g]})</button>"
-        for g in groups
-    )
-    buttons = "".join(
-        f'<button type="button" data-layout="{text(name)}" aria-pressed="{str(i == 0).lower()}">{text(name)}</button>'
-        for i, name in enumerate(chart.layouts)
-    )
-    coloured = "k-means clusters (the source has no labels)" if chart.clustered else "class"
-    about = f"{count:,} images, coloured by {coloured}. Point at one to see it; click a name to hide its group."
-    return (
-        f'<p class="about">{text(about)}</p><div class="tools">{buttons}</div>'
-        '<div class="panel columns"><svg class="map" viewBox="0 0 1000 1000" role="img" aria-label="map of embeddings">'
-        f'</svg><div class="legend">{legend}</div></div>'
-        f'<script type="application/json" id="map-data">{payload(data)}</script>'
-    )

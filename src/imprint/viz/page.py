@@ -58,16 +58,68 @@ def figure(image: Picture, alt: str, caption: str = "", kind: str = "jpeg") -> s
     return f'<figure><div class="scroll">{shown}</div>{under}</figure>'
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[int] = ()) -> str:
-    """Return a table; cells are escaped, columns in `numeric` are aligned right."""
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table that is more than its text.
+
+    Attributes:
+        shown: its text.
+        note: a second, smaller line.
+        order: what a sorted column goes by; None sorts last.
+        kind: CSS classes of our own, never a user's words.
+        title: shown on hover.
+    """
+
+    shown: str
+    note: str = ""
+    order: float | None = None
+    kind: str = ""
+    title: str = ""
+
+
+def table(
+    head: Sequence[Any], rows: Sequence[Sequence[Any]], numeric: Sequence[int] = (), *, sortable: bool = False
+) -> str:
+    """Return a table; cells are escaped, columns in `numeric` are aligned right.
+
+    Args:
+        head: names of the columns.
+        rows: values or `Cell`s.
+        numeric: columns of numbers.
+        sortable: a click on a name of a column sorts by it, a second one the other way round.
+    """
 
     def cell(tag: str, column: int, value: Any) -> str:
-        kind = ' class="number"' if column in numeric else ""
-        return f"<{tag}{kind}>{text(value)}</{tag}>"
+        own = value if isinstance(value, Cell) else Cell(str(value))
+        kinds = " ".join(filter(None, ("number" if column in numeric else "", own.kind)))
+        attributes = f' class="{kinds}"' if kinds else ""
+        attributes += f' title="{text(own.title)}"' if own.title else ""
+        attributes += f' data-order="{own.order!r}"' if own.order is not None else ""
+        inside = text(own.shown)
+        if tag == "th" and sortable:
+            attributes += ' aria-sort="none"'
+            inside = f'<button type="button">{inside}</button>'
+        return f"<{tag}{attributes}>{inside}{f'<small>{text(own.note)}</small>' if own.note else ''}</{tag}>"
 
     top = "".join(cell("th", i, h) for i, h in enumerate(head))
     body = "".join("<tr>" + "".join(cell("td", i, v) for i, v in enumerate(row)) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    kind = ' class="sortable"' if sortable else ""
+    return f'<div class="scroll"><table{kind}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def png_figure(path: Path, alt: str, caption: str = "") -> str:
+    """Return a PNG file as it lies, with a caption, or nothing ("") when it is no PNG file.
+
+    Only the bytes of an image reach the page, as a data URI.
+    """
+    data = path.read_bytes()
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 24:
+        return ""
+    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
+    under = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
+    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    shown = f'<img width="{width}" height="{height}" src="{source}" alt="{text(alt)}">'
+    return f'<figure><div class="scroll">{shown}</div>{under}</figure>'
 
 
 def cards(values: Sequence[tuple[str, str, str]]) -> str:

@@ -103,6 +103,18 @@ def data_uri(image: Picture, kind: str = "jpeg", quality: int = 85) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(encode(image, kind, quality)).decode()}"
 
 
+def read_png(path: str | Path) -> Picture:
+    """Return a picture from a PNG file.
+
+    Raises:
+        ValueError: when the file holds no picture.
+    """
+    found = cv2.imdecode(np.frombuffer(Path(path).read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    if found is None:
+        raise ValueError(f"'{path}' holds no picture")
+    return np.asarray(cv2.cvtColor(found, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
 def save_png(image: Picture, path: str | Path) -> Path:
     """Write the picture as a PNG file and return its path."""
     path = Path(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from imprint.core.stages import is_staged
 from imprint.viz import sections
+from imprint.viz.evaluation_page import evaluation_section
 from imprint.viz.page import Section, page, write_page
 from imprint.viz.run_folder import RunFolder
 
@@ -50,7 +51,7 @@ def build_report(
     target = run.path / "report.html" if out is None else Path(out)
     parts = [
         _safe("curves", "Curves", lambda: [sections.curve_section(run)]),
-        _safe("evaluations", "Evaluations", lambda: [sections.evaluation_section(run)]),
+        _safe("evaluations", "Evaluations", lambda: [evaluation_section(run)]),
         _safe("views", "Views", lambda: [sections.views_section(run)]),
         _safe("reconstructions", "Reconstructions", lambda: [sections.reconstruction_section(run)]),
         _safe("gallery", "Neighbours, map and attention", lambda: _gallery(run, images, workers, device)),

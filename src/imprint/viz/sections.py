@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
 from imprint.viz import charts
 from imprint.viz.curves import curves
@@ -67,17 +65,17 @@ def curve_section(run: RunFolder) -> Section:
     return Section("curves", "Curves", f'{tools}<div class="charts">{"".join(panels)}</div>')
 
 
-def panel(chart: charts.Chart) -> str:
-    """Return a chart with its title, and a legend when it has several lines."""
-    legend = ""
-    if len(chart.series) > 1:
+def panel(chart: charts.Chart, *, legend: bool = True) -> str:
+    """Return a chart with its title, and with `legend` one when it has several lines."""
+    listed = ""
+    if legend and len(chart.series) > 1:
         entries = "".join(
             f'<span><i style="background:{chart.colour(i)}"></i>{text(line.name)}</span>'
             for i, line in enumerate(chart.series)
         )
-        legend = f'<div class="legend">{entries}</div>'
+        listed = f'<div class="legend">{entries}</div>'
     words = text(" ".join([chart.title, *(line.name for line in chart.series)]))
-    inside = f"<h3>{text(chart.title)}</h3>{legend}{charts.svg(chart)}"
+    inside = f"<h3>{text(chart.title)}</h3>{listed}{charts.svg(chart)}"
     return f'<div class="panel curve" data-words="{words}">{inside}</div>'
 
 
@@ -126,25 +124,6 @@ def reconstruction_section(run: RunFolder) -> Section:
     return Section("reconstructions", "Reconstructions", body)
 
 
-def evaluation_section(run: RunFolder) -> Section:
-    """Return the evaluations found in the run folder."""
-    if not run.evaluations:
-        reason = "No evals/*.json in the run folder; write one with imprint evaluate ... --out RUN/evals/NAME.json."
-        return Section("evaluations", "Evaluations", reason=reason)
-    parts = []
-    for name, report in run.evaluations.items():
-        rows = [_metric(report, key, value) for key, value in report["metrics"].items() if isinstance(value, Mapping)]
-        data = report.get("data") if isinstance(report.get("data"), Mapping) else {}
-        about = "; ".join(f"{role}: {_source(d)}" for role, d in data.items() if isinstance(d, Mapping))  # type: ignore[union-attr]
-        parts.append(
-            f'<div class="panel"><h3>{text(report.get("protocol", name))}</h3><p class="about">{text(about)}</p>'
-            f"{table(('Metric', 'Value', '95 % interval', 'n'), rows, numeric=(1, 2, 3))}"
-            + (f"<pre>{text(report['command'])}</pre>" if report.get("command") else "")
-            + "</div>"
-        )
-    return Section("evaluations", "Evaluations", f'<div class="charts">{"".join(parts)}</div>')
-
-
 def cost_section(run: RunFolder) -> Section:
     """Return time, throughput, waiting and memory."""
     times, speed, wait = run.column("time"), run.column("images_per_s"), run.column("data_wait")
@@ -184,18 +163,3 @@ def config_section(run: RunFolder) -> Section:
     about = table(("Recipe", ""), rows) if rows else ""
     folded = f"<details><summary>config.json</summary><pre>{text(dumped)}</pre></details>"
     return Section("config", "Configuration", f"<pre>{text(run.command)}</pre>{about}{folded}")
-
-
-def _metric(report: Mapping[str, Any], key: str, value: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    def number(x: Any) -> str:
-        return f"{x:.2f}" if isinstance(x, (int, float)) else str(x)
-
-    low, high = value.get("low"), value.get("high")
-    interval = "" if low is None or high is None else f"{number(low)} to {number(high)}"
-    name = f"{key} (main)" if key == report.get("main") else key
-    return name, number(value.get("value")), interval, "" if value.get("n") is None else f"{value['n']:,}"
-
-
-def _source(data: Mapping[str, Any]) -> str:
-    count = data.get("count")
-    return f"{data.get('spec', '?')}" + (f" ({count:,} images)" if isinstance(count, int) else "")

@@ -46,8 +46,8 @@ def tokens_before_norm(encoder: Encoder, images_BCHW: Tensor) -> Tensor:
     calls: list[tuple[Tensor, Tensor]] = []
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if inputs[0].ndim == 3:
-            calls[:] = [(inputs[0], output)]
+        if inputs[0].ndim in (3, 4):  # tokens, or a Swin's map (B, gh, gw, D)
+            calls[:] = [(inputs[0].flatten(1, -2), output.flatten(1, -2))]
 
     norms = [m for m in encoder.modules() if isinstance(m, (nn.LayerNorm, nn.RMSNorm))]
     hooks = [module.register_forward_hook(keep) for module in norms]
@@ -82,10 +82,15 @@ def histogram(found: TokenNorms, bins: int = 40) -> Chart:
     return Chart("Token norms", (line,), " %", x_label="norm")
 
 
+def norm_pictures(found: TokenNorms, grid: tuple[int, int]) -> list[Picture]:
+    """Return one picture an image, a pixel a patch, from the smallest norm of all (dark) to the largest (bright)."""
+    low = float(found.norms_BN.min())
+    return [heat((own.reshape(grid) - low) / max(found.largest - low, 1e-12)) for own in found.norms_BN]
+
+
 def norms_sheet(images: list[Picture], found: TokenNorms, grid: tuple[int, int], side: int = 112) -> Picture:
     """Return a sheet: a column per image, the image above its norms, from the smallest of all to the largest."""
-    low = float(found.norms_BN.min())
-    shades = [heat((own.reshape(grid) - low) / max(found.largest - low, 1e-12)) for own in found.norms_BN]
+    shades = norm_pictures(found, grid)
     return sheet(
         [[resized(p, side, side) for p in images], [resized(s, side, side, smooth=False) for s in shades]],
     )

@@ -35,6 +35,15 @@
       for (const line of data.series) for (const p of line.points)
         if (best === null || Math.abs(p[2] - at.x) < Math.abs(best[2] - at.x)) best = p;
       if (best === null) return;
+      if (data.scatter) {
+        let near = null, line = null;
+        const far = p => (p[2] - at.x) ** 2 + (p[3] - at.y) ** 2;
+        for (const one of data.series) for (const p of one.points) if (near === null || far(p) < far(near)) { near = p; line = one; }
+        const row = make("div"), dot = make("i");
+        dot.style.background = line.colour;
+        row.append(dot, line.name);
+        return show(event, row, make("div", "", `${data.x} ${number(near[0])}`), make("div", "", `${data.y} ${number(near[1])}${data.unit}`));
+      }
       cursor.setAttribute("x1", best[2]); cursor.setAttribute("x2", best[2]);
       const rows = [make("div", "", `${data.x} ${number(best[0])}`)];
       for (const line of data.series) {
@@ -104,6 +113,32 @@
     input.addEventListener("input", apply);
     apply();
   }
+
+  for (const table of document.querySelectorAll("table.sortable")) {
+    const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+    const key = cell => cell.dataset.order !== undefined ? +cell.dataset.order
+      : cell.classList.contains("number") ? NaN : cell.textContent.trim().toLowerCase();
+    heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+      const rows = [...body.rows], number = head.classList.contains("number");
+      const before = head.getAttribute("aria-sort");
+      const down = before === "none" ? number : before === "ascending";   // numbers: the largest first
+      for (const other of heads) other.setAttribute("aria-sort", "none");
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const keyed = rows.map(row => [key(row.cells[column]), row]);
+      keyed.sort(([a], [b]) => {
+        const gone = x => typeof x === "number" && Number.isNaN(x);
+        if (gone(a) || gone(b)) return gone(a) - gone(b);                 // what is not known goes last either way
+        const order = typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
+        return down ? -order : order;
+      });
+      body.append(...keyed.map(([, row]) => row));
+    }));
+  }
+
+  for (const button of document.querySelectorAll("[data-wide]")) button.addEventListener("click", () => {
+    const wide = document.querySelector(button.dataset.wide).classList.toggle("wide");
+    button.setAttribute("aria-pressed", String(wide));
+  });
 
   const links = [...document.querySelectorAll("nav a")];
   const seen = new IntersectionObserver(entries => {
