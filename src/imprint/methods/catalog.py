@@ -167,6 +167,42 @@ CATALOG: tuple[Row, ...] = (
         "igpt", "IGPT", "masked image modelling", "iGPT", "Chen 2020", 2020, (),
         "CIFAR-10 linear probe, iGPT-L: 96.3",
     ),
+    Row(
+        "rotation", "Rotation", "pretext", "RotNet", "1803.07728", 2018, (),
+        "ImageNet-1k linear, R50 (as re-run by the papers that compare): 48.2",
+    ),
+    Row(
+        "jigsaw", "Jigsaw", "pretext", "Jigsaw puzzles", "1603.09246", 2016, (),
+        "ImageNet-1k linear, R50, 2,000 permutations: 46.6",
+    ),
+    Row(
+        "colorization", "Colorization", "pretext", "Colorful image colorization", "1603.08511", 2016, (),
+        "ImageNet-1k linear, R50 (as re-run): 40.1",
+    ),
+    Row(
+        "context_encoder", "ContextEncoder", "generative", "Context encoders", "1604.07379", 2016, (),
+        "PASCAL VOC 2007 classification, AlexNet: 56.5",
+    ),
+    Row(
+        "aae", "AAE", "generative", "Adversarial autoencoder", "1511.05644", 2015, (),
+        "MNIST, aggregated posterior equal to the prior",
+    ),
+    Row(
+        "frame_order", "FrameOrder", "video", "Shuffle and learn", "1603.08561", 2016, (),
+        "UCF101 action recognition: 50.2",
+    ),
+    Row(
+        "random_walk", "RandomWalk", "video", "Contrastive random walk", "2006.14613", 2020, (),
+        "DAVIS 2017 J&F: 67.6",
+    ),
+    Row(
+        "next_frame", "NextFrame", "video", "Next-frame prediction", "1511.05440", 2015, (),
+        "UCF101 sharpness and PSNR of the predicted frame",
+    ),
+    Row(
+        "rcdm", "RCDM", "generative", "RCDM", "2112.09164", 2021, (),
+        "samples that keep what the representation knows",
+    ),
 )  # fmt: skip
 
 
