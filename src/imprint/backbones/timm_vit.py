@@ -35,6 +35,10 @@ POSITION_LAYOUTS: dict[str, Layout] = {"sincos": "mae", "sincos_mocov3": "mocov3
 """The fixed 2-d sin-cos positions by name: which axis fills the first half of the width."""
 
 
+CPU_PACKS_BELOW = 1_500_000
+"""Numbers in a pass (tokens x width) from which a CPU takes one resolution after the other (benchmarks/packing.py)."""
+
+
 class TimmViT(TimmEncoder):
     """A timm ViT with token access.
 
@@ -85,13 +89,18 @@ class TimmViT(TimmEncoder):
     def encode_many(self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None) -> list[Features]:
         """Encode batches of several image sizes in one packed pass (see the contract and `packed`).
 
-        Blocks that `packed` does not know (parallel, post-norm) take one batch after the other.
+        Blocks that `packed` does not know (parallel, post-norm) take one batch after the other; so does a CPU with so
+        much work in each that packing costs more than it saves.
         """
         masks = [None] * len(images) if masks is None else masks
-        if len(images) < 2 or not self._packable:
+        if len(images) < 2 or not self._packable or (images[0].device.type == "cpu" and self._is_large(images)):
             return super().encode_many(images, masks)
         run: Callable[..., list[Features]] = self.__dict__.get("_packed_compiled", self._packed)
         return run(images, masks)
+
+    def _is_large(self, images: Sequence[Tensor]) -> bool:
+        tokens = sum(x.shape[0] * (x.shape[2] * x.shape[3] // self.patch_size**2 + self.prefix_tokens) for x in images)
+        return tokens * self.embed_dim > CPU_PACKS_BELOW
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile `forward`, as torch does, and the packed pass with the same settings."""
