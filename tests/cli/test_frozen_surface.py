@@ -21,6 +21,10 @@ SURFACE: dict[str, tuple[list[str], list[str]]] = {
     "evaluate": (["PROTOCOL"], ["--encoder!", "--train+!", "--test+", "--out"]),
     "embed": ([], ["--encoder!", "--data!", "--out!"]),
     "look": (["KIND"], ["--encoder+!", "--data+!", "--out!"]),
+    "paint": (
+        ["RUN+"],
+        ["--data+!", "--out!", "--images", "--samples", "--measured", "--steps", "--side", "--device", "--workers"],
+    ),
     "report": (["RUN"], ["--out"]),
     "compare": (["RUN+"], ["--out!"]),
     "export": (["RUN"], ["--format!", "--out!"]),

@@ -1,7 +1,9 @@
 """The COCO reader: ids of any kind, images in folders and zips, and an error for everything that does not fit."""
 
 import json
+import shutil
 import zipfile
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -70,7 +72,11 @@ def test_images_are_found_in_the_usual_places(tmp_path):
 
 def test_content_decides_the_fingerprint(tmp_path):
     first = CocoData(write(tmp_path / "a", content([annotation()])))
-    assert first.fingerprint == CocoData(write(tmp_path / "b", content([annotation()]))).fingerprint
+    moved = Path(shutil.copytree(tmp_path / "a", tmp_path / "b"))  # times of files stay
+    assert first.fingerprint == CocoData(moved / "set.json").fingerprint
+    size = (moved / "a.png").stat().st_size
+    (moved / "a.png").write_bytes(b"x" * size)  # other pixels, as many bytes
+    assert first.fingerprint != CocoData(moved / "set.json").fingerprint
     assert first.fingerprint != CocoData(write(tmp_path / "c", content([annotation(bbox=(2, 3, 4, 6))]))).fingerprint
     assert first.fingerprint != first.subset([]).fingerprint and len(first.subset([0])) == 1
 

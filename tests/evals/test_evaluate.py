@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from pathlib import Path
 
@@ -56,6 +57,30 @@ def test_unknown_names_name_the_nearest(train, test) -> None:
         evaluate("linear", "pixels", train)
     with pytest.raises((ConfigError, DataError)):
         evaluate("knn", "pixels", "no-such-folder-anywhere", test)
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_computed(train, test, tiny, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "closed").mkdir(mode=0o500)
+    for out, message in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "file" / "deep" / "x.json", "is a file"),
+        (tmp_path / "closed" / "x.json", "no permission"),
+    ):
+        if message == "no permission" and os.access(tmp_path / "closed", os.W_OK):
+            continue  # root may write everywhere
+        with pytest.raises(ConfigError, match=message):
+            evaluate("knn", tiny, train, test, out=out)
+    assert tiny.calls == 0
+
+
+def test_sources_that_nobody_looks_at_and_sizes_of_nothing_are_refused(train, test, tiny) -> None:
+    with pytest.raises(ConfigError, match="leave out --test"):
+        evaluate("labelfree", tiny, train, test)
+    with pytest.raises(ConfigError, match="at least 1; got 0"):
+        evaluate("knn", tiny, train, test, image_size=0)
+    with pytest.raises(ConfigError, match="no layers"):
+        evaluate("linear", "pixels", train, test, image_size=8, each_layer=True)
 
 
 def test_catalogue_agrees_with_the_classes() -> None:

@@ -188,6 +188,18 @@ def test_kept_maps_are_the_encoders(shapes):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_damaged_maps_are_made_again(shapes, tmp_path, monkeypatch):
+    monkeypatch.setenv("IMPRINT_CACHE", str(tmp_path))
+    source = open_masks(shapes[0])
+    sight = Sight(cnn().eval(), Frames(4), (), Normalise(), torch.device("cpu"), torch.float32, 1, 36 * 48 * 3)
+    tiles = tiles_of(sight.frames, scan(source).sizes, range(len(source)))
+    first = [x.clone() for x in map_table(sight, source, tiles, True).maps([2, 5], torch.device("cpu"))]
+    for damage in (lambda file: file.write_bytes(file.read_bytes()[:300]), lambda file: file.unlink()):
+        damage(next((tmp_path / "features").glob("*/map1.npy")))
+        again = map_table(sight, source, tiles, True).maps([2, 5], torch.device("cpu"))
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
 def test_the_loss_of_cells_equals_that_of_their_pixels():
     torch.manual_seed(0)
     labels = torch.randint(-1, 3, (2, 12, 18))

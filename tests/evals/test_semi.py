@@ -11,6 +11,7 @@ from imprint.evals.evaluate import _flags, evaluate
 from imprint.evals.finetune import Finetune
 from imprint.evals.linear import Linear
 from imprint.evals.semi import FewLabelsConfig, SemiConfig, parts
+from imprint.evals.workspace import Workspace
 
 FAST = {"device": "cpu", "workers": 1}
 
@@ -43,6 +44,18 @@ def test_probes_of_several_draws_have_a_mean_and_their_files_give_them_again(tin
     assert draws[1]["subset"] == {"file": str(file), "lists": "names", "images": 80}
     again = evaluate("semi", tiny, train, test, subset=str(file), seed=1, **options)
     assert again.metrics["subset/top1"].value == values[1] and again.main == "subset/top1"
+
+
+def test_a_list_that_was_rewritten_after_a_kill_is_another_part(tiny, train, test, tmp_path, monkeypatch):
+    file = tmp_path / "list.txt"
+    options = {"subset": str(file), "engine": "linear", "linear": {"epochs": 5, "lrs": (0.1,)}} | FAST
+    monkeypatch.setattr(Workspace, "clear", lambda self: None)  # the kill comes after the part was remembered
+    counts = []
+    for rows in (range(0, 240, 2), range(0, 240, 6)):
+        file.write_text("".join(f"{i}\n" for i in rows))
+        report = evaluate("semi", tiny, train, test, **options)
+        counts.append((report.details["draws"]["subset"][0]["cost"]["images"], len(rows) + len(test)))
+    assert all(seen == expected for seen, expected in counts)
 
 
 def test_a_part_is_what_the_engine_gives_for_it(tiny, train, test):

@@ -68,3 +68,17 @@ def test_wrong_grids_are_named() -> None:
         interpolate_positions(torch.zeros(1, 13, 4), (2, 2))
     with pytest.raises(ConfigError, match="dinov2_size"):
         interpolate_positions(torch.zeros(1, 17, 4), (2, 2), style="dinov2-size")  # type: ignore[arg-type]
+
+
+def test_positions_of_a_video_are_waves_of_time_row_and_column():
+    from imprint.ops.positions import sincos_3d
+
+    for width in (12, 16):  # a multiple of 6, and one where the last axis is cut off
+        table = sincos_3d(width, (3, 2, 4))
+        half = -(-width // 6)
+        for place in range(24):
+            waves = []
+            for where in (place // 8, place // 4 % 2, place % 4):
+                angles = [where / 10_000 ** (i / half) for i in range(half)]
+                waves += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+            assert table[place].tolist() == pytest.approx(waves[:width])

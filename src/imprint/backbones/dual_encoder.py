@@ -112,6 +112,11 @@ class DualEncoder(Encoder):
         """Return the image tower's feature maps."""
         return self.vision.encode_maps(images_BCHW)
 
+    @property
+    def map_shapes(self) -> tuple[tuple[int, int], ...]:
+        """Width and stride of the image tower's maps."""
+        return self.vision.map_shapes
+
     def attention(self, images_BCHW: Tensor, layer: int = -1) -> Tensor:
         """Return attention probabilities of one block of the image tower."""
         return self.vision.attention(images_BCHW, layer)

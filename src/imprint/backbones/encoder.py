@@ -113,6 +113,11 @@ class Encoder(nn.Module):
         features = self(images_BCHW)
         return [features.patches_BND.transpose(1, 2).unflatten(2, features.grid)]
 
+    @property
+    def map_shapes(self) -> tuple[tuple[int, int], ...]:
+        """Width D_i and stride (pixels per cell) of every map of `encode_maps`."""
+        return ((int(getattr(self, "patch_dim", self.embed_dim)), self.patch_size),)
+
     def attention(self, images_BCHW: Tensor, layer: int = -1) -> Tensor:
         """Return attention probabilities (B, heads, T, T) of one block, prefix tokens first.
 

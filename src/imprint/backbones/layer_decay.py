@@ -1,8 +1,10 @@
-"""Learning rates that fall from a ViT's last block to its first."""
+"""Learning rates that fall from a ViT's last block to its first, and what decays."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -28,3 +30,26 @@ def layer_scales(method: nn.Module, decay: float) -> dict[int, float]:
             layer = int(block[1]) + 1 if block else 0 if _STEM.search(name) else encoder.depth + 1
             scales[id(parameter)] = decay ** (encoder.depth + 1 - layer)
     return scales
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, rate_of: Callable[[nn.Parameter], float]
+) -> list[dict[str, Any]]:
+    """Return an optimizer's groups of the parameters that take gradients, one for every pair of rate and decay.
+
+    Biases, norms, tokens and positions do not decay (BEiT, MAE).
+
+    Args:
+        model: what is trained.
+        weight_decay: of everything else.
+        rate_of: the `lr_scale` of a parameter.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and not name.endswith(("_token", "pos_embed"))
+            groups.setdefault((rate_of(parameter), decays), []).append(parameter)
+    return [
+        {"params": params, "lr_scale": rate, "weight_decay": weight_decay * decays}
+        for (rate, decays), params in groups.items()
+    ]

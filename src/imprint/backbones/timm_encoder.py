@@ -99,6 +99,14 @@ class TimmEncoder(Encoder):
         stages = self.encode_layers(images_BCHW, range(self.depth))
         return [stage.patches_BND.transpose(1, 2).unflatten(2, stage.grid) for stage in stages]
 
+    @property
+    def map_shapes(self) -> tuple[tuple[int, int], ...]:
+        """Width and stride of every map of `encode_maps`, from timm's description of the stages."""
+        if not hasattr(self.model, "forward_intermediates") or self.has_tokens:
+            return super().map_shapes
+        stages = self._stages[self._first_stage :]
+        return tuple((int(stage["num_chs"]), int(stage["reduction"])) for stage in stages)
+
     def _features(self, raw: Tensor, pooled_BD: Tensor | None, images_BCHW: Tensor, layout: Layout) -> Features:
         if raw.ndim != (3 if layout == "NLC" else 4):
             raise ConfigError(

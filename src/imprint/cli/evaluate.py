@@ -52,9 +52,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         print(parser.format_help() + "\n".join(["", f"options of {protocol}:", *own] if own else []))
         raise SystemExit(0)
     if rest and not rest[0].startswith("-"):  # a misspelt protocol or option is named before a missing one
-        overrides.check_names(pairs, fields.protocol_fields(rest[0]), parser.options(), PROG)
+        overrides.check_names(pairs, fields.protocol_fields(rest[0]), parser.options(), f"{PROG} {rest[0]}")
     args = parser.parse(rest)
-    overrides.check_names(pairs, fields.protocol_fields(args.protocol), parser.options(), PROG)
+    overrides.check_names(pairs, fields.protocol_fields(args.protocol), parser.options(), f"{PROG} {args.protocol}")
     args.pairs = pairs
     return args
 
@@ -74,10 +74,14 @@ def run(args: argparse.Namespace) -> int:
     train = one_or_more(args.protocol, args.train)
     test = one_or_more(args.protocol, args.test) if args.test else None
     report = evaluate(args.protocol, args.encoder, train, test, args.out, **changed)
+    print(table(report))
     out = args.out
     if out is None and (out := run_report_path(args.encoder, report)) is not None:
-        report.save(out)
-    print(table(report))
+        try:
+            report.save(out)
+        except OSError as error:  # a run of somebody else's: the numbers stand above
+            print(f"not kept in the run: {error.strerror or error}: {out}; --out FILE.json writes it elsewhere")
+            return 0
     if out is not None:
         print(f"written to {out} (imprint report {shlex.quote(str(out))} makes a page of it)")
     return 0

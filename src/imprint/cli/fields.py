@@ -253,6 +253,9 @@ def _kind(module: str, annotation: ast.expr) -> str:
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
         choices = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
         return "|".join(str(ast.literal_eval(choice)) for choice in choices)
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "tuple":
+        parts = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+        return f"tuple[{', '.join(_kind(module, part) for part in parts)}]"
     if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
         return f"{_kind(module, annotation.left)}|{_kind(module, annotation.right)}"
     return ast.unparse(annotation).replace("Duration", "duration")

@@ -41,9 +41,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         print(parser.format_help() + "\n".join(["", f"options of {kind}:", *own] if own else []))
         raise SystemExit(0)
     if rest and not rest[0].startswith("-"):  # a misspelt kind or option is named before a missing one
-        overrides.check_names(pairs, _fields(rest[0]), parser.options(), PROG)
+        overrides.check_names(pairs, _fields(rest[0]), parser.options(), f"{PROG} {rest[0]}")
     args = parser.parse(rest)
-    overrides.check_names(pairs, _fields(args.kind), parser.options(), PROG)
+    overrides.check_names(pairs, _fields(args.kind), parser.options(), f"{PROG} {args.kind}")
     args.pairs = pairs
     return args
 

@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "measure an encoder with a protocol (kNN, linear probe, label-free ranks, ...)",
     "embed": "write the embeddings of images to a file",
     "look": "write a picture of what encoders see (attention, patch features, matches, maps, ...)",
+    "paint": "show what representations know: samples of rcdm runs side by side",
     "report": "build the HTML report of a run",
     "compare": "put several runs side by side in one HTML file",
     "export": "write a run's backbone for another library and check it there",
@@ -127,7 +128,7 @@ def explain(error: BaseException) -> tuple[str, int]:
         return f"error: {paragraph(str(error))}", error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted.", INTERRUPTED
-    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
+    if isinstance(error, (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)):
         return f"error: {error.strerror}: {error.filename}.", 2
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""

@@ -22,7 +22,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 USAGE = """imprint pretrain METHOD[/RECIPE] --data SRC --out RUN [OPTIONS]
        imprint pretrain --config RUN/config.json|RUN/stages.json [--out RUN2]
        imprint pretrain --resume RUN [--extend-epochs N]"""
-SOURCES = "SRC is a folder, a file list, a shard pattern, hf:NAME, or a bundled name (photos)."
+SOURCES = "SRC is a folder, a file list, a shard pattern, video files, hf:NAME, or a bundled name (photos)."
 
 
 def arguments(parser: Parser) -> None:

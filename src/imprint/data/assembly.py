@@ -207,7 +207,7 @@ class _Job:
         if quarantine.found(i):
             return False
         try:
-            self.assembly.engine.render(self._read(i), self.draws, b, self.out)
+            self.assembly.engine.render(self._read(i, b), self.draws, b, self.out)
         except BadImage as error:
             quarantine.add(i, error)
             return False
@@ -217,12 +217,12 @@ class _Job:
         self.index_B[b], self._good[b] = i, True
         return True
 
-    def _read(self, i: int) -> Sample | list[Sample]:
+    def _read(self, i: int, b: int) -> Sample | list[Sample]:
         source = self.assembly.source
         try:
             if self.assembly.clips:
                 assert isinstance(source, ClipSource)
-                return source.read_frames(i, self.assembly.engine.offsets)
+                return source.read_frames(i, self.assembly.engine.offsets(self.draws, b))
             return source.read(i)
         except OSError as error:
             reason = error.strerror or str(error)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,9 +96,9 @@ class CocoData:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the annotations and of the names and sizes of the image files, for those images that are in."""
+        """Digest of the annotations and of names, sizes and times (zip: checksums) of the image files that are in."""
         names = [record[1] for record in self.records]
-        return digest(self._digest, json.dumps([[name, self.store.size(name)] for name in names]))
+        return digest(self._digest, json.dumps([[name, self.store.mark(name)] for name in names]))
 
     def subset(self, rows: Iterable[int]) -> CocoData:
         """Return the data set with these images only, same categories."""
@@ -140,7 +141,7 @@ class CocoData:
         _, name, height, width = self.records[i]
         try:
             pixels = decode(self.store.read(name), channels=3)
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{self.store.where}: image '{name}' cannot be read ({error}).") from error
         except BadImage as error:
             raise DataError(f"{self.store.where}: image '{name}' cannot be decoded ({error}).") from error

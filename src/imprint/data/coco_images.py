@@ -26,8 +26,8 @@ class ImageStore(ABC):
         """Return the encoded file."""
 
     @abstractmethod
-    def size(self, name: str) -> int | None:
-        """Return the number of bytes, or None when there is no such file."""
+    def mark(self, name: str) -> str | None:
+        """Return a word that changes when the file does, or None when there is no such file."""
 
 
 class FolderStore(ImageStore):
@@ -40,12 +40,13 @@ class FolderStore(ImageStore):
         """Return the encoded file."""
         return (self.folder / name).read_bytes()
 
-    def size(self, name: str) -> int | None:
-        """Return the number of bytes, or None when there is no such file."""
+    def mark(self, name: str) -> str | None:
+        """Return size and time of change, or None when there is no such file."""
         try:
-            return os.stat(self.folder / name).st_size
+            stat = os.stat(self.folder / name)
         except OSError:
             return None
+        return f"{stat.st_size}.{stat.st_mtime_ns}"
 
 
 class ZipStore(ImageStore):
@@ -66,10 +67,10 @@ class ZipStore(ImageStore):
         with self.lock:
             return self.archive.read(self.members[name])
 
-    def size(self, name: str) -> int | None:
-        """Return the number of bytes, or None when there is no such member."""
+    def mark(self, name: str) -> str | None:
+        """Return size and checksum, or None when there is no such member."""
         info = self.members.get(name)
-        return None if info is None else info.file_size
+        return None if info is None else f"{info.file_size}.{info.CRC:08x}"
 
 
 def find_images(annotations: Path, names: Sequence[str], given: str | Path | None) -> ImageStore:
@@ -88,7 +89,7 @@ def find_images(annotations: Path, names: Sequence[str], given: str | Path | Non
         if not place.exists():
             continue
         store = FolderStore(place) if place.is_dir() else ZipStore(place)
-        missing = [name for name in names if store.size(name) is None]
+        missing = [name for name in names if store.mark(name) is None]
         if not missing:
             return store
         if fewest is None or len(missing) < fewest[0]:

@@ -21,6 +21,7 @@ class ListSource(Source):
 
     def __init__(self, paths: Names, labels: list[str] | None, *, base: Path, spec: str) -> None:
         self.spec, self.paths = spec, paths
+        self.base = base
         self._base = os.fsencode(base)
         self.classes, self.labels = read_labels(labels, len(paths), spec)
 

@@ -29,6 +29,11 @@ EXTENSIONS = frozenset(
 )
 """What counts as an image in a folder or an archive, in lower case; other files are passed over."""
 
+VIDEO_EXTENSIONS = frozenset(
+    (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp", ".mts", ".m2ts")
+)
+"""What counts as a video file, in lower case."""
+
 _SUFFIXES = tuple(e.encode() for e in sorted(EXTENSIONS))
 _SETTLED_NS = 2_000_000_000  # a directory touched this recently may change again within its timestamp's resolution
 _WIDE = 64  # directories at one level before threads pay
@@ -37,6 +42,12 @@ _WIDE = 64  # directories at one level before threads pay
 def is_image(name: bytes) -> bool:
     """Tell whether a file name has an image extension and is not hidden."""
     return name.lower().endswith(_SUFFIXES) and not name.startswith(b".")
+
+
+def is_video(name: str) -> bool:
+    """Tell whether a file name or path has a video extension and is not hidden."""
+    base = os.path.basename(name)
+    return os.path.splitext(base)[1].lower() in VIDEO_EXTENSIONS and not base.startswith(".")
 
 
 @dataclass

@@ -17,6 +17,7 @@ import io
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,6 +43,8 @@ MASK_ENDS = ("_L", "_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_anno
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".npy")
 _MASK_SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff", ".npy")
 _LOSSY = (".jpg", ".jpeg", ".webp")
+UNREADABLE = (BadImage, OSError, zipfile.BadZipFile, zlib.error)
+"""What reading and decoding a damaged file raises."""
 
 
 class Files(Protocol):
@@ -149,7 +152,7 @@ class MaskedImages:
         pair = self.pairs[i]
         try:
             pixels = decode(pair.files.read(pair.image), channels=3)
-        except (BadImage, OSError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise DataError(f"{self.spec}: the image '{pair.image}' cannot be read ({error}).") from error
         return (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else np.asarray(pixels, dtype=np.uint8)
 
@@ -158,7 +161,7 @@ class MaskedImages:
         pair = self.pairs[i]
         try:
             header = read_header(pair.files.read(pair.image))
-        except (BadImage, OSError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise DataError(f"{self.spec}: the image '{pair.image}' cannot be read ({error}).") from error
         return header.height, header.width
 
@@ -171,7 +174,7 @@ class MaskedImages:
         pair = self.pairs[i]
         try:
             return decode_mask(pair.files.read(pair.mask))
-        except (BadImage, OSError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise DataError(f"{self.spec}: the mask '{pair.mask}' cannot be read ({error}).") from error
 
     def subset(self, rows: Sequence[int]) -> MaskedImages:

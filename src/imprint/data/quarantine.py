@@ -107,6 +107,22 @@ class Quarantine:
             if len(self._bad) > self.allowed:
                 raise self._too_many()
 
+    def mention(self, name: str, reason: str, detail: str) -> None:
+        """Name something that never became a sample (a video file that cannot be opened) in the file, once.
+
+        It does not count towards the limit; its `index` is -1.
+        """
+        if self.path is None:
+            return
+        entry = {"name": name, "reason": reason, "detail": detail, "index": -1}
+        line = json.dumps(entry, ensure_ascii=True).encode() + b"\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # a new run's folder may not be there yet
+        with self._lock, open(self.path, "a+b") as file:
+            file.seek(0)
+            known = file.read()
+            if line not in known:
+                file.write(line if not known or known.endswith(b"\n") else b"\n" + line)
+
     def _append(self, path: Path, entry: dict[str, Any]) -> None:
         line = json.dumps(entry, ensure_ascii=True).encode() + b"\n"
         try:
@@ -147,6 +163,6 @@ class Quarantine:
         listed = f"They are listed in '{self.path}'. " if self.path is not None else ""
         return DataError(
             f"{count} of {size} samples of '{self.source.spec}' are damaged ({count / size:.1%} so far), more than the "
-            f"limit of {self.limit:.1%}. {listed}The first: {first}. Repair or remove them, or raise "
-            "--data.bad-limit."
+            f"limit of {self.limit:.1%}. {listed}The first: {first}. Repair or remove them; pretraining can "
+            "be told to bear more by --data.bad-limit."
         )

@@ -7,6 +7,7 @@ may be called from any thread in any order. Decoding, views and the treatment of
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 from abc import ABC, abstractmethod
@@ -20,6 +21,8 @@ import numpy.typing as npt
 
 from imprint.core.errors import BadImage, ConfigError, DataError, unknown
 from imprint.data.headers import Layout, layout_of
+from imprint.data.index import is_video
+from imprint.data.patterns import expanded
 
 if TYPE_CHECKING:
     from imprint.data.sampler import Order
@@ -138,7 +141,8 @@ def open_source(spec: str | os.PathLike[str] | Source | Sequence[Any]) -> Source
     """Open images by words: see `docs/data.md` for all forms.
 
     A folder; a file list (`.txt`, `.csv`); `.zip` and `.tar` shards or a pattern of them; `.parquet`; `.npy` and
-    `.npz`; `hf:NAME[:split]`; `photos[:train|:test]`; several of these as a tuple. A Source passes through.
+    `.npz`; video files or a pattern of them; `hf:NAME[:split]`; `photos[:train|:test]`; several of these as a tuple. A
+    folder without images but with video files, or a list of them, gives their frames. A Source passes through.
 
     Raises:
         ConfigError: when the words name no kind of source.
@@ -149,7 +153,7 @@ def open_source(spec: str | os.PathLike[str] | Source | Sequence[Any]) -> Source
     if not isinstance(spec, (str, os.PathLike)):
         from imprint.data.combine import Concat
 
-        parts = [open_source(part) for part in spec]
+        parts = [open_source(part) for part in _films_together(spec)]
         return parts[0] if len(parts) == 1 else Concat(parts)
     text = os.fspath(spec)
     source = _open_text(text)
@@ -175,9 +179,9 @@ def _open_text(text: str) -> Source:
             from imprint.data.huggingface import open_huggingface
 
             return open_huggingface(text)
-        from imprint.data.folder import FolderSource
-
-        return FolderSource(path)
+        return _open_folder(path)
+    if is_video(text):
+        return _open_films([text])
     if suffix in (".zip", ".tar"):
         from imprint.data.shards import open_shards
 
@@ -191,7 +195,12 @@ def _open_text(text: str) -> Source:
     if suffix in (".txt", ".csv"):
         from imprint.data.filelist import open_list
 
-        return open_list(path)
+        listed = open_list(path)
+        if not any(is_video(os.fsdecode(name)) for name in listed.paths):
+            return listed
+        from imprint.data.video_sources import open_listed
+
+        return open_listed(listed)
     if suffix in (".npy", ".npz"):
         from imprint.data.arrays import open_arrays
 
@@ -203,8 +212,44 @@ def _open_text(text: str) -> Source:
         )
     raise ConfigError(
         f"'{text}' is no kind of source. Give a folder, a file list (.txt, .csv), shards (.zip, .tar), a .parquet, "
-        "a .npy or .npz file, hf:NAME or photos."
+        "a .npy or .npz file, a video file (.mp4, .avi, .mkv, .webm, .mov, ...), hf:NAME or photos."
     )
+
+
+def _open_folder(path: Path) -> Source:
+    """Open a folder as its images or, where it has none, as the frames of its video files."""
+    from imprint.data.folder import FolderSource
+
+    try:
+        return FolderSource(path)
+    except DataError:
+        from imprint.data.video_sources import open_video_folder
+
+        films = open_video_folder(path)
+        if films is None:
+            raise
+        return films
+
+
+def _films_together(specs: Sequence[Any]) -> list[Any]:
+    """Open neighbouring video files as one source, so that one that cannot be used is left out of it."""
+    grouped: list[Any] = []
+    for films, run in itertools.groupby(specs, _is_film):
+        words = list(run)
+        grouped += [_open_films(list(map(os.fspath, words)))] if films else words
+    return grouped
+
+
+def _is_film(spec: Any) -> bool:
+    if not isinstance(spec, (str, os.PathLike)):
+        return False
+    return is_video(os.fspath(spec)) and not Path(spec).expanduser().is_dir()
+
+
+def _open_films(words: Sequence[str]) -> Source:
+    from imprint.data.video_sources import open_videos
+
+    return open_videos([path for word in words for path in expanded(word)], ", ".join(words))
 
 
 def _refuse(text: str, path: Path) -> None:

@@ -126,6 +126,9 @@ class Clip:
         name: distinct among the clips of a method.
         frames: T.
         stride: frames from one to the next.
+        gaps: bounds (both included) of the number of frames from each one to the next, drawn anew for each sample and
+            epoch, as is where in the span the first one lies; empty keeps `stride`.
+        motion: draw runs of frames in proportion to the motion in them, instead of each once an epoch.
         count: crops of the same frames.
         crop: how a frame is cut.
         look: photometric augmentation.
@@ -136,6 +139,8 @@ class Clip:
     name: str
     frames: int
     stride: int = 1
+    gaps: tuple[tuple[int, int], ...] = ()
+    motion: bool = False
     count: int = 1
     crop: Crop | CenterCrop
     look: Look = PLAIN
@@ -145,11 +150,16 @@ class Clip:
         """Check the counts."""
         if min(self.frames, self.stride, self.count) < 1:
             raise ConfigError(f"clip '{self.name}': frames, stride and count must be at least 1.")
+        if self.gaps and (len(self.gaps) != self.frames - 1 or any(not 1 <= low <= high for low, high in self.gaps)):
+            raise ConfigError(
+                f"clip '{self.name}': {self.frames} frames need {self.frames - 1} gaps (lowest, highest) with "
+                f"1 <= lowest <= highest; got {self.gaps}."
+            )
 
     @property
     def span(self) -> int:
         """Number of consecutive frames that it is taken from."""
-        return (self.frames - 1) * self.stride + 1
+        return 1 + (sum(high for _, high in self.gaps) if self.gaps else (self.frames - 1) * self.stride)
 
     def view(self, frame: int = 0) -> View:
         """Return the view that cuts a frame of it."""

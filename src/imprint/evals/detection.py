@@ -165,9 +165,9 @@ class Detection(Protocol):
             raise ConfigError(
                 f"detection reads colour or grey images; '{encoder.name}' takes {encoder.channels} channels."
             )
-        workspace = Workspace.open(
-            self.name, encoder, EvalData(train=train, test=test, normalise=data.normalise), config
-        )
+        # Images that are tested together are padded to one size, so here a batch size is part of what is asked.
+        asked = f"{self.name} {config.batch_size}"
+        workspace = Workspace.open(asked, encoder, EvalData(train=train, test=test, normalise=data.normalise), config)
         cost: dict[str, float] = {"images": float(len(train) * config.epochs + len(test))}
         device, masks = pick_device(config.device, encoder), train.has_masks
         torch.manual_seed(seed_of(config.seed, "detection"))

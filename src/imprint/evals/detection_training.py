@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from imprint.backbones.layer_decay import layer_scales
+from imprint.backbones.layer_decay import layer_scales, parameter_groups
 from imprint.core.errors import HealthError
 from imprint.core.progress import Epochs
 from imprint.core.schedules import Schedule
@@ -80,18 +80,10 @@ def optimizer_for(model: Any, config: DetectionConfig) -> tuple[torch.optim.Opti
     kind = config.optimizer if config.optimizer != "auto" else "sgd" if normed else "adamw"
     decay = config.weight_decay if config.weight_decay is not None else 1e-4 if kind == "sgd" else 0.1
     scales = layer_scales(model, config.layer_decay) if config.layer_decay < 1 else {}
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decays = parameter.ndim > 1 and not name.endswith(("_token", "pos_embed"))
-            groups.setdefault((scales.get(id(parameter), 1.0), decays), []).append(parameter)
-    settings = [
-        {"params": params, "lr_scale": scale, "weight_decay": decay * decays}
-        for (scale, decays), params in groups.items()
-    ]
+    groups = parameter_groups(model, decay, lambda parameter: scales.get(id(parameter), 1.0))
     if kind == "sgd":
-        return torch.optim.SGD(settings, lr=0.0, momentum=0.9), config.lr or 0.02
-    return torch.optim.AdamW(settings, lr=0.0), config.lr or 1e-4
+        return torch.optim.SGD(groups, lr=0.0, momentum=0.9), config.lr or 0.02
+    return torch.optim.AdamW(groups, lr=0.0), config.lr or 1e-4
 
 
 def _target(sample: Sample, device: torch.device) -> dict[str, Tensor]:

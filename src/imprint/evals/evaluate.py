@@ -47,16 +47,21 @@ def evaluate(
         options: fields of the protocol's configuration (`ks`, `temperatures`, `lrs`, `tokens`, `image_size`, ...).
 
     Raises:
-        ConfigError: for an unknown protocol or option (the nearest is named), or an encoder that cannot be loaded.
+        ConfigError: for an unknown protocol or option (the nearest is named), an encoder that cannot be loaded, or a
+            place to write to that cannot be written.
         DataError: for sources that cannot be opened, lack labels, or disagree about classes.
     """
     entry = row(protocol)
     cls = protocol_class(protocol)
     config = config_from(cls.Config, options)
+    if out is not None:
+        check_writable(Path(out))
     if entry.needs_test and test is None:
         raise ConfigError(f"'{protocol}' scores a test source; add --test SRC.")
+    if test is not None and not (entry.needs_test or cls.takes_test):
+        raise ConfigError(f"'{protocol}' looks at one source, --train; leave out --test.")
     train_source = cls.open(train, config)
-    test_source = cls.open(test, config) if test is not None and (entry.needs_test or cls.takes_test) else None
+    test_source = cls.open(test, config) if test is not None else None
     if isinstance(encoder, Encoder):
         model, own = encoder, None
     else:
@@ -66,11 +71,29 @@ def evaluate(
     report = dataclasses.replace(
         report,
         encoder=model.name if isinstance(encoder, Encoder) else os.fspath(encoder),
-        command=_command(protocol, encoder, train, test if test_source is not None else None, out, config, options),
+        command=_command(protocol, encoder, train, test, out, config, options),
     )
     if out is not None:
         report.save(Path(out))
     return report
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a report file that cannot be written, before hours are spent on what would be in it.
+
+    Raises:
+        ConfigError: for a folder, a place below a file, and a folder without permission.
+    """
+    if path.is_dir():
+        raise ConfigError(f"--out '{path}' is a folder; name the file to write, such as '{path / 'report.json'}'.")
+    if path.exists():
+        place = path
+    else:
+        place = next(folder for folder in path.absolute().parents if folder.exists())
+        if not place.is_dir():
+            raise ConfigError(f"--out '{path}': '{place}' is a file, so nothing can be written below it.")
+    if not os.access(place, os.W_OK):
+        raise ConfigError(f"--out '{path}': there is no permission to write '{place}'; give another place.")
 
 
 def open_encoder(spec: str, source: Any, config: ProtocolConfig) -> tuple[Encoder, Normalise | None]:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
 
 from imprint.backbones.build import build_encoder
 from imprint.backbones.dual_encoder import DualEncoder
 from imprint.backbones.encoder import Encoder
 from imprint.backbones.freezing import freeze_first
-from imprint.backbones.layer_decay import layer_scales
+from imprint.backbones.layer_decay import layer_scales, parameter_groups
 from imprint.backbones.timm_encoder import TimmEncoder
 from imprint.core.errors import ConfigError
 from imprint.core.rng import seed_of
@@ -29,6 +29,8 @@ from imprint.evals.protocol import EvalData, Protocol, ProtocolConfig, describe,
 from imprint.evals.report import Report
 from imprint.evals.represent import pick_device
 from imprint.evals.workspace import Workspace
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +157,7 @@ def trainable_copy(encoder: Encoder, drop_path: float, freeze: int = 0) -> Encod
         encoder = encoder.vision  # texts have no part in it
     fixed: set[str] = set()
     if isinstance(encoder, TimmEncoder):
-        twin: Encoder = build_encoder(**{**encoder.config, "drop_path": drop_path})
+        twin: Encoder = _rebuilt(encoder, drop_path)
         fixed = {
             name for name, parameter in twin.named_parameters() if not parameter.requires_grad
         }  # sin-cos positions
@@ -171,18 +173,18 @@ def trainable_copy(encoder: Encoder, drop_path: float, freeze: int = 0) -> Encod
     return twin.train()
 
 
+def _rebuilt(encoder: TimmEncoder, drop_path: float) -> Encoder:
+    """Return the same architecture with another rate of stochastic depth, or with its own where timm knows no rate."""
+    try:
+        return build_encoder(**{**encoder.config, "drop_path": drop_path})
+    except ConfigError:
+        twin = build_encoder(**encoder.config)
+        _logger.warning("'%s' knows no stochastic depth; it is trained without --drop-path", encoder.name)
+        return twin
+
+
 def adamw(model: Classifier, config: FinetuneConfig) -> torch.optim.Optimizer:
     """Return AdamW with a group for every pair of rate and decay; biases, norms, tokens and positions do not decay."""
     scales = layer_scales(model, config.layer_decay) if config.layer_decay < 1 else {}
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decays = parameter.ndim > 1 and not name.endswith(("_token", "pos_embed"))
-            groups.setdefault((scales.get(id(parameter), 1.0), decays), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": params, "lr_scale": scale, "weight_decay": config.weight_decay * decays}
-            for (scale, decays), params in groups.items()
-        ],
-        lr=0.0,
-    )
+    groups = parameter_groups(model, config.weight_decay, lambda parameter: scales.get(id(parameter), 1.0))
+    return torch.optim.AdamW(groups, lr=0.0)

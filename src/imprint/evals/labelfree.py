@@ -158,10 +158,6 @@ class _Table:
         self.scale = math.sqrt(features_ND.shape[1])
         judged = features_ND if self.moments is None else self.moments.total.gram_DD
         self.finite = bool(torch.isfinite(judged).all())
-        judged = features_ND if self.moments is None else self.moments.total.gram_DD
-        self.finite = bool(torch.isfinite(judged).all())
-        judged = features_ND if self.moments is None else self.moments.total.gram_DD
-        self.finite = bool(torch.isfinite(judged).all())
 
     def rankme(self) -> Metric:
         if self.small is not None:

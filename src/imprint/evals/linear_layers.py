@@ -36,6 +36,8 @@ def every_layer(encoder: Encoder, config: LinearConfig) -> tuple[LinearConfig, l
             "cls or patch_mean."
         )
     layers = tuple(range(encoder.depth))
+    if not layers:
+        raise ConfigError(f"'{encoder.name}' has no layers to probe one by one; leave out --each-layer.")
     side = config.image_size or encoder.image_size
     place = pick_device(config.device, encoder)
     with resting(encoder, place), torch.no_grad():

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from imprint.core.errors import ConfigError, DataError
 from imprint.data.batch import Normalise
+from imprint.data.sources import digest
 
 if TYPE_CHECKING:
     from imprint.backbones.encoder import Encoder
@@ -73,6 +74,8 @@ class ProtocolConfig:
         """Check the counts."""
         if self.batch_size < 1:
             raise ConfigError(f"batch size must be at least 1, got {self.batch_size}.")
+        if self.image_size is not None and self.image_size < 1:
+            raise ConfigError(f"image size is a side in pixels, at least 1; got {self.image_size}.")
 
 
 P = TypeVar("P", bound=ProtocolConfig)
@@ -163,13 +166,23 @@ def labels_in_train_order(train: FeatureTable, test: FeatureTable) -> npt.NDArra
     return np.asarray(lookup[test.labels_N], dtype=np.int64)
 
 
+def label_digest(source: Any) -> str:
+    """Return a hash over the labels and class names of a source, "" without labels.
+
+    The fingerprint of most sources is that of their images, which may be labelled in several ways.
+    """
+    labels = getattr(source, "labels", None)
+    return "" if labels is None else digest(np.asarray(labels, dtype=np.int64), *source.classes)
+
+
 def describe(source: Source) -> dict[str, Any]:
-    """Return spec, count, number of classes and fingerprint of a source for a report."""
+    """Return spec, count, number of classes, fingerprint and digest of the labels of a source for a report."""
     return {
         "spec": source.spec,
         "count": len(source),
         "classes": len(source.classes),
         "fingerprint": source.fingerprint,
+        "labels": label_digest(source),
     }
 
 

@@ -189,8 +189,10 @@ def question(plain: Mapping[str, Any]) -> tuple[str, ...]:
     parts = [str(plain.get("protocol", ""))]
     for role in sorted(data):
         value = data[role]
-        mark = value.get("fingerprint") or value.get("spec") if isinstance(value, Mapping) else value
-        parts.append(f"{role}={mark}")
+        known = isinstance(value, Mapping)
+        mark = value.get("fingerprint") or value.get("spec") if known else value
+        labels = value.get("labels") if known else None  # the same images may be labelled in several ways
+        parts.append(f"{role}={mark}{f' {labels}' if labels else ''}")
     return (*parts, *options(plain))
 
 

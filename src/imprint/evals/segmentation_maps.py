@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,10 +175,12 @@ def _load(key: str, maps: int) -> MapTable | None:
     try:
         grids = np.load(folder / "grids.npy", allow_pickle=False)
         cells: list[Any] = [np.load(folder / f"map{m}.npy", mmap_mode="c", allow_pickle=False) for m in range(maps)]
-    except (OSError, ValueError, EOFError):
-        return None
-    starts = _starts(grids)
-    if grids.shape[1:] != (maps, 2) or any(len(c) != starts[-1, m] for m, c in enumerate(cells)):
+        starts = _starts(grids)
+        sound = grids.shape[1:] == (maps, 2) and all(len(c) == starts[-1, m] for m, c in enumerate(cells))
+    except (OSError, ValueError, EOFError, IndexError):
+        sound = False
+    if not sound:
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged entry would stand in the way of the next one
         return None
     os.utime(folder)
     return MapTable(tuple(cells), grids, starts)

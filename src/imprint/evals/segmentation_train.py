@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imprint.backbones.encoder import Encoder
-from imprint.backbones.layer_decay import layer_scales
+from imprint.backbones.layer_decay import layer_scales, parameter_groups
 from imprint.core.progress import Epochs
 from imprint.core.schedules import Schedule
 from imprint.data.mask_folders import MaskedImages
@@ -255,21 +255,13 @@ def optimizer_of(model: nn.Module, config: SegmentationConfig) -> torch.optim.Op
     """
     rates = config.rates
     scales = layer_scales(model, config.layer_decay)
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     head = model.head if isinstance(model, Segmenter) else model
+    own: dict[int, float] = {}
     if isinstance(head, LinearMapHeads):
-        for g, rate in enumerate(rates):
-            groups.setdefault((rate, True), []).append(head.weights[g])
-            groups.setdefault((rate, False), []).append(head.biases[g])
-    done = {id(p) for group in groups.values() for p in group}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) not in done:
-            decays = parameter.ndim > 1 and not name.endswith(("_token", "pos_embed"))
-            groups.setdefault((rates[0] * scales.get(id(parameter), 1.0), decays), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": params, "lr_scale": rate, "weight_decay": config.decay * decays}
-            for (rate, decays), params in groups.items()
-        ],
-        lr=0.0,
-    )
+        for weight, bias, rate in zip(head.weights, head.biases, rates, strict=True):
+            own |= {id(weight): rate, id(bias): rate}
+
+    def rate_of(parameter: nn.Parameter) -> float:
+        return own.get(id(parameter), rates[0] * scales.get(id(parameter), 1.0))
+
+    return torch.optim.AdamW(parameter_groups(model, config.decay, rate_of), lr=0.0)

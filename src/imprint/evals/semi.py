@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,7 +11,7 @@ from imprint.backbones.encoder import Encoder
 from imprint.core.errors import ConfigError
 from imprint.data.compact import cache_dir
 from imprint.data.label_subsets import Picked, draw_subset, read_subset, write_subset
-from imprint.data.sources import Source
+from imprint.data.sources import Source, digest
 from imprint.evals.catalog import protocol_class
 from imprint.evals.finetune import FinetuneConfig
 from imprint.evals.intervals import mean_of
@@ -23,6 +22,7 @@ from imprint.evals.protocol import (
     Protocol,
     ProtocolConfig,
     describe,
+    label_digest,
     require_labels,
     shared_with,
 )
@@ -129,7 +129,7 @@ class Semi(Protocol):
         cost: dict[str, float] = {"images": 0.0}
         found: dict[str, list[dict[str, Any]]] = {}
         for part in parts(train, config):
-            name = f"{part.size}-seed{part.seed}"
+            name = f"{part.size}-seed{part.seed}-{digest(part.picked)}"  # a file of names may say others the next time
             result = workspace.recall(name)
             if result is None:
                 chosen = EvalData(train=train.subset(part.picked), test=test, normalise=data.normalise)
@@ -182,7 +182,7 @@ def keep(part: Part, train: Source, config: SemiConfig) -> dict[str, Any]:
         return {"file": config.subset, "images": len(part.picked)}
     if not (config.save or config.cache):
         return {"file": "", "images": len(part.picked)}
-    source = hashlib.blake2b(train.fingerprint.encode(), digest_size=8).hexdigest()
+    source = digest(train.fingerprint, label_digest(train))
     folder = Path(config.save).expanduser() if config.save else cache_dir() / "subsets" / source
     path = folder / f"{part.size.replace(' ', '_').replace('%', 'pct')}-seed{part.seed}.txt"
     return {"file": str(path), "lists": write_subset(path, train, part.picked), "images": len(part.picked)}

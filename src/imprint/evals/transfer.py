@@ -18,7 +18,7 @@ from imprint.evals.finetune import FinetuneConfig
 from imprint.evals.knn import KNNConfig
 from imprint.evals.linear import LinearConfig
 from imprint.evals.logreg import LogRegConfig
-from imprint.evals.protocol import EvalData, Protocol, ProtocolConfig, describe, shared_with
+from imprint.evals.protocol import EvalData, Protocol, ProtocolConfig, describe, label_digest, shared_with
 from imprint.evals.report import Metric, Report
 from imprint.evals.workspace import Workspace
 
@@ -106,8 +106,8 @@ class Sources(Sequence[Source | Unopened]):
 
     @property
     def fingerprint(self) -> str:
-        """Digest over the members', in order."""
-        return digest(*(member.fingerprint for member in self.members))
+        """Digest over the members' and their labels, in order."""
+        return digest(*(member.fingerprint + label_digest(member) for member in self.members))
 
     @property
     def channels(self) -> int:

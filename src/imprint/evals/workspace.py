@@ -25,6 +25,7 @@ from imprint.backbones.stored import write_aside
 from imprint.core.errors import CheckpointError
 from imprint.data.compact import cache_dir
 from imprint.evals.feature_cache import weights_digest
+from imprint.evals.protocol import label_digest
 
 if TYPE_CHECKING:
     from imprint.backbones.encoder import Encoder
@@ -87,8 +88,15 @@ class Workspace:
 
     def remember(self, name: str, result: Any) -> None:
         """Keep the JSON-ready result of a part."""
-        if self.folder is not None:
-            write_aside(self.folder / f"{_file_name(name)}.json", (json.dumps(result) + "\n").encode())
+        if self.folder is None:
+            return
+        path, content = self.folder / f"{_file_name(name)}.json", (json.dumps(result) + "\n").encode()
+        try:
+            write_aside(path, content)
+        except CheckpointError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            write_aside(path, content)  # the same evaluation, run twice at once, was done and cleared the folder
 
     def load_state(self, name: str) -> dict[str, Any] | None:
         """Return the state of a training, on the CPU, or None; a damaged file counts as none."""
@@ -109,17 +117,12 @@ class Workspace:
         if self.folder is None:
             return
         path = self.folder / f"{_file_name(name)}.pt"
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(aside, "wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
+            try:
+                _write_state(path, state)
+            except FileNotFoundError:  # see `remember`
+                _write_state(path, state)
         except (OSError, RuntimeError) as error:  # torch.save wraps a full disk in a RuntimeError
-            with contextlib.suppress(OSError):
-                aside.unlink()
             raise CheckpointError(
                 f"{path}: cannot be written ({error}). Free space, set IMPRINT_CACHE to another folder, or give "
                 "--no-cache to keep no progress."
@@ -131,12 +134,26 @@ class Workspace:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def _write_state(path: Path, state: dict[str, Any]) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()  # gone when all went well
+
+
 def _content(data: Any) -> Any:
     if data is None:
         return None
     if isinstance(data, (list, tuple)):
         return [_content(part) for part in data]
-    return [data.fingerprint, len(data)]
+    return [data.fingerprint, len(data), label_digest(data)]
 
 
 def _file_name(name: str) -> str:

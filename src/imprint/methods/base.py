@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from imprint.backbones.encoder import Encoder
 from imprint.core.errors import ConfigError
 from imprint.core.progress import Progress
-from imprint.data.batch import Batch
+from imprint.data.batch import Batch, Normalise
 from imprint.data.mask_kinds import Mask
 from imprint.data.views import Clip, View
 
@@ -44,7 +44,8 @@ class ParamGroup:
         constant_lr: use the schedule's `start` throughout (SimSiam's predictor).
         adapt: whether LARS adapts the rate per parameter.
         decay_scale: factor on the scheduled weight decay, where it applies.
-        objective: which of `Method.objectives` moves these parameters; "" for methods without.
+        objective: which of `Method.objectives` moves these parameters, or which of them; "" for methods without. An
+            optimizer keeps one state for a parameter, whichever objective moves it.
     """
 
     name: str
@@ -55,7 +56,11 @@ class ParamGroup:
     constant_lr: bool = False
     adapt: bool = True
     decay_scale: float = 1.0
-    objective: str = ""
+    objective: str | tuple[str, ...] = ""
+
+    def moved_by(self, objective: str) -> bool:
+        """Tell whether this objective moves the parameters."""
+        return objective in (self.objective if isinstance(self.objective, tuple) else (self.objective,))
 
 
 Clipping = Literal["global", "tensor", "module"]
@@ -130,6 +135,11 @@ class Method(nn.Module):
         Called once in a new run, after `inherit` and before the optimizer is made, on every process with the same
         `fit_images` images (or as many as there are), spread over the training source, in the evaluation view,
         normalised. What is learned belongs into buffers: a resumed run reads it from its checkpoint.
+        """
+
+    def normalised_by(self, normalise: Normalise) -> None:
+        """Learn how images are normalised: called once after construction, for methods that need the colours
+        themselves.
         """
 
     def classify(self, images_BCHW: Tensor) -> Tensor | None:

@@ -31,17 +31,26 @@ class Predictor(nn.Module):
         heads: attention heads.
         grid: (gh, gw) of the patch grid.
         outputs: O.
+        positions_ND: where each place lies, (N, W); None takes sines and cosines of `grid`.
     """
 
     positions_ND: Tensor
 
     def __init__(
-        self, encoder_width: int, width: int, depth: int, heads: int, grid: tuple[int, int], outputs: int
+        self,
+        encoder_width: int,
+        width: int,
+        depth: int,
+        heads: int,
+        grid: tuple[int, int],
+        outputs: int,
+        positions_ND: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.embed = nn.Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("positions_ND", sincos_2d(width, grid).float(), persistent=False)
+        table_ND = sincos_2d(width, grid) if positions_ND is None else positions_ND
+        self.register_buffer("positions_ND", table_ND.float(), persistent=False)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.out = nn.Linear(width, outputs)

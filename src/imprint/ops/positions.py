@@ -48,6 +48,26 @@ def sincos_2d(dim: int, grid: tuple[int, int], cls: bool = False, layout: Layout
     return F.pad(table_TD, (0, 0, 1, 0)) if cls else table_TD
 
 
+def sincos_3d(dim: int, grid: tuple[int, int, int]) -> Tensor:
+    r"""Return the fixed table of a video's tokens: sines and cosines of time, row and column, a third of D each.
+
+    Each axis has w = 2 ceil(D / 6) channels, w / 2 sines, then w / 2 cosines, omega_i = 10000^(-i / (w / 2)); in the
+    order [time, row, column], cut off after D (V-JEPA, arXiv 2404.08471, public code with uniform power).
+
+    Args:
+        dim: D.
+        grid: (frames, rows, columns).
+
+    Returns:
+        float64 (frames * rows * columns, D), tokens frame by frame, row-major.
+    """
+    half = -(-dim // 6)
+    omega = 10_000.0 ** -(torch.arange(half, dtype=torch.float64) / half)
+    places = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64) for n in grid))
+    angles = [places[:, axis : axis + 1] * omega for axis in range(3)]
+    return torch.cat([wave for a in angles for wave in (a.sin(), a.cos())], dim=1)[:, :dim]
+
+
 def interpolate_positions(
     pos_1TD: Tensor,
     grid: tuple[int, int],

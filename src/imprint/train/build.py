@@ -38,6 +38,8 @@ def build(config: RunConfig, images: Source, folder: Path, world: World) -> tupl
         quarantine_path=folder / "quarantine.jsonl" if world.main else None,
         pin_memory=world.device.type == "cuda",
     )
+    for gone in getattr(images, "left_out", ()):  # videos that cannot be used; their clips never were samples
+        loader.quarantine.mention(gone.name, gone.reason, gone.detail)
     return method, loader
 
 
@@ -60,4 +62,5 @@ def build_method(config: RunConfig, channels: int) -> Method:
     settings = {f.name: getattr(config.encoder, f.name) for f in dataclasses.fields(config.encoder)}
     encoder = build_encoder(**{**settings, "channels": config.encoder.channels or channels})
     method: Method = method_class(config.name)(config.method, encoder)  # every method takes (config, encoder)
+    method.normalised_by(Normalise(config.data.mean, config.data.std))
     return method

@@ -6,9 +6,10 @@ import dataclasses
 
 from imprint.core.errors import ConfigError
 from imprint.core.progress import Epochs
-from imprint.data.clips import ClipSource, frame_folders
+from imprint.data.clips import ClipSource
 from imprint.data.sources import Source, open_source
 from imprint.data.stream import Stream, is_streamable, open_stream
+from imprint.data.video_sources import videos_of
 from imprint.dist.collectives import broadcast_object
 from imprint.dist.world import World
 from imprint.methods.catalog import method_class
@@ -53,7 +54,7 @@ def open_images(config: RunConfig, world: World, source: Source | None) -> tuple
 def as_clips(config: RunConfig, images: Source) -> Source:
     """Return the runs of frames that a method of video learns from, or the images as they are for all others.
 
-    Every folder of images (and every video file) is a video.
+    Every folder of images and every video file is a video.
 
     Raises:
         DataError: when no video is long enough.
@@ -66,4 +67,11 @@ def as_clips(config: RunConfig, images: Source) -> Source:
         return images
     if isinstance(images, Stream):
         raise ConfigError(f"{config.name} learns from videos, which cannot be streamed; use --data.stream off.")
-    return ClipSource(frame_folders(images), max(clip.span for clip in clips), images.spec)
+    videos, left_out = videos_of(images)
+    return ClipSource(
+        videos,
+        max(clip.span for clip in clips),
+        images.spec,
+        motion=any(clip.motion for clip in clips),
+        left_out=left_out,
+    )

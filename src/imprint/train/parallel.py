@@ -68,9 +68,12 @@ class Parallel:
     def __init__(self, method: Method, world: World, accumulate: int) -> None:
         self._forward: dict[str, Forward] = {}
         self._others: dict[str, list[nn.Parameter]] = {}
+        # Wrappers that share parameters must each search: a static graph counts the other's backward passes, too.
+        shared = any(isinstance(group.objective, tuple) for group in method.param_groups())
+        static = accumulate == 1 and not shared
         for objective in method.objectives or ("",):
             pair = _Pair(method, objective)
-            own = {id(p) for group in method.param_groups() if group.objective == objective for p in group.params}
+            own = {id(p) for group in method.param_groups() if group.moved_by(objective) for p in group.params}
             others = [(n, p) for n, p in method.named_parameters() if p.requires_grad and id(p) not in own]
             self._others[objective] = [p for _, p in others] if objective else []
             self._forward[objective] = cast(Forward, pair)
@@ -83,8 +86,8 @@ class Parallel:
                     pair,
                     **_NO_SYNC,  # every process computes the same ones
                     gradient_as_bucket_view=True,
-                    static_graph=accumulate == 1,
-                    find_unused_parameters=accumulate > 1,
+                    static_graph=static,
+                    find_unused_parameters=not static,
                 )
 
     @contextlib.contextmanager
