@@ -49,7 +49,7 @@ def test_there_and_back_in_float32_and_within_autocast():
 
 def test_any_leading_dimensions_and_low_precision():
     images = torch.rand(2, 5, 3, 4, 6)
-    torch.testing.assert_close(rgb_to_lab(images)[1, 3], rgb_to_lab(images[1, 3]))
+    torch.testing.assert_close(rgb_to_lab(images)[1, 3], rgb_to_lab(images[1, 3]), rtol=1e-4, atol=1e-4)  # float32
     assert rgb_to_lab(images.half()).dtype == torch.float32
 
 

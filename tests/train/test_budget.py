@@ -74,6 +74,7 @@ def test_shrunk_reaches_nested_durations_only():
 def test_a_run_fits_its_budget_with_schedules_complete_and_repeats_from_its_config(
     tmp_path, tiny, source, weights, same
 ):
+    train(tiny("mae", length=Steps(1)), tmp_path / "first", source=source)  # imports and compiles outside the budget
     # checkpoint_every is far apart so that the run is nothing but steps
     config = tiny("mae", budget=3.0, length=Epochs(200), checkpoint_every=Steps(10_000), probe_every=Steps(10_000))
     run = train(config, tmp_path / "run", source=source)

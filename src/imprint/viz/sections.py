@@ -120,8 +120,8 @@ def reconstruction_section(run: RunFolder) -> Section:
             "reconstructions", "Reconstructions", reason="samples/reconstruct.safetensors holds no pictures."
         )
     about = "From above: " + ", ".join(ordered(pictures)) + "."
-    if "masked" in pictures:
-        about += " What was visible is copied into the reconstruction."
+    if "visible" in pictures:
+        about += " Visible patches are copied into the reconstruction."
     body = f'<p class="about">{text(about)}</p>{figure(reconstructions(pictures), "reconstructions")}'
     return Section("reconstructions", "Reconstructions", body)
 
