@@ -47,7 +47,7 @@ def test_nine_places_are_spread_wider_than_by_chance(spread):
         drawn = np.random.default_rng(seed).permuted(np.tile(np.arange(9), (100, 1)), axis=1)
         chance.append(hamming_distances(torch.from_numpy(drawn)))
     assert mean > max(m for _, m in chance)
-    assert mean == pytest.approx(8.08, abs=0.01)  # Table 5 of the paper; its minimum is 2, as in sets drawn at random
+    assert mean == pytest.approx(8.08, abs=0.01)  # Table 4 of the paper; its minimum is 2, as in sets drawn at random
     if spread == "min":
         assert least >= 6 > max(d for d, _ in chance)
 

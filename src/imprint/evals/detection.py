@@ -35,8 +35,8 @@ class DetectionConfig(ProtocolConfig):
     """Settings of detection.
 
     Defaults are Mask R-CNN with FPN, 12 epochs of 16 images, as self-supervised encoders are judged by it (MoCo, arXiv
-    1911.05722, Sec. 4.2 and App. A.5; Detectron2's 1x), and ViTDet's rates for encoders without batch norm (arXiv
-    2203.16527, App. A.2: AdamW, 1e-4, layer decay 0.7, drop path 0.1; it trains for 100 epochs).
+    1911.05722, Sec. 4.2; Detectron2's 1x), and ViTDet's rates for encoders without batch norm (arXiv 2203.16527 and
+    Detectron2's ViT-B: AdamW, 1e-4, layer decay 0.7, drop path 0.1; there 100 epochs of 64 images).
 
     Attributes:
         images: folder or zip of the images; None looks beside the annotation file.

@@ -32,7 +32,7 @@ _BYTES = 64 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class FewShotConfig(ProtocolConfig):
-    """Episodes: 5 ways, 1 and 5 shots, 15 queries (arXiv 1703.05175, Sec. 3.1; 1904.04232, Sec. 4.1), 600 of them.
+    """Episodes: 5 ways, 1 and 5 shots, 15 queries, 600 of them (arXiv 1703.05175, Sec. 3.2; 1904.04232's code).
 
     Attributes:
         ways: classes of an episode.
@@ -40,8 +40,8 @@ class FewShotConfig(ProtocolConfig):
         queries: images of each class that are classified; none of them is a shot.
         episodes: number of episodes.
         classifiers: cosine and euclid are nearest centroids, ridge is ridge regression; the first is the headline.
-        centre: with two sources, subtract the mean feature of --train (SimpleShot, arXiv 1911.04623, Eq. 4).
-        unit_length: scale every feature to length 1, after centring (the same, Sec. 3).
+        centre: with two sources, subtract the mean feature of --train (SimpleShot, arXiv 1911.04623).
+        unit_length: scale every feature to length 1, after centring (the same).
         penalty: of ridge regression.
     """
 

@@ -48,15 +48,15 @@ class SegmentationConfig(ProtocolConfig):
         head: linear (BatchNorm and a 1x1 convolution) or upernet (arXiv 1807.10221).
         tune: train the encoder too, on random crops; otherwise it is frozen.
         lrs: learning rates of AdamW; those of frozen linear heads are trained together and picked on held-out images.
-            Empty takes 3e-4 to 0.1 for them (DINOv2's public code: 1e-3) and 1e-4 else (MAE's public code).
+            Empty takes 3e-4 to 0.1 for them (DINOv2's public code: 1e-3) and 1e-4 else (mmsegmentation's MAE).
         epochs: passes over the training images (MAE: 100).
         minibatch: images or crops per step.
-        weight_decay: None takes 1e-4 for a frozen encoder (DINOv2's public code), 0.05 for a tuned one (MAE's).
+        weight_decay: None takes 1e-4 for a frozen encoder (DINOv2's public code), 0.05 for a tuned one (the same).
         warmup: epochs of linear warm-up, then a straight line to 0.
         layer_decay: of a tuned ViT: factor on the rate from each block to the one below.
         drop_path: of a tuned encoder: stochastic depth rate at the last block.
         width: channels of UPerNet.
-        auxiliary: weight of UPerNet's auxiliary loss (0.4 in mmsegmentation, BEiT and MAE).
+        auxiliary: weight of UPerNet's auxiliary loss (0.4 in mmsegmentation).
         augment: linear head: random scale, crop and flip, without kept features; UPerNet and tuned encoders always.
         crop: side of random crops; 0 takes the window, else the shorter side of the smallest image up to 512.
         scale: smallest and largest factor of the random scale (mmsegmentation: 0.5 to 2).

@@ -55,8 +55,8 @@ PRESETS: dict[str, Preset] = {
     "dino": Preset(7, 5, 12, 0.1, "square", first_anywhere=False, stretch=True),
     "crw": Preset(20, 10, 12, 0.05, "disc", first_anywhere=True, stretch=False),
 }
-"""`dino`: eval_video_segmentation.py of the public code (arXiv 2104.14294, Sec. 4.2.2); `crw`: the test settings of
-the public code (arXiv 2006.14613, App. A), whose first frame is seen everywhere."""
+"""`dino`: eval_video_segmentation.py of the public code (arXiv 2104.14294, Sec. 4.2.2); `crw`: the test command of
+the public code (ajabri/videowalk, README; arXiv 2006.14613), whose first frame is seen everywhere."""
 
 
 @dataclass(frozen=True, kw_only=True)

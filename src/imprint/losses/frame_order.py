@@ -22,7 +22,7 @@ class Tuples(NamedTuple):
 
 
 def choose_tuples(uniforms_B3: Tensor, close_B2: Tensor, *, negatives: float, reverse: float) -> Tuples:
-    """Choose for every clip of five frames a < b < c < d < e a tuple (Sec. 3.2).
+    """Choose for every clip of five frames a < b < c < d < e a tuple (arXiv 1603.08561).
 
     In order is (b, c, d), out of order (b, a, d) or (b, e, d); begin and end stay the same, so that the frame between
     tells. Each may be turned round. A frame that looks like c cannot be told from it: then the other one takes its
@@ -47,7 +47,7 @@ def choose_tuples(uniforms_B3: Tensor, close_B2: Tensor, *, negatives: float, re
 
 
 def order_loss(logits_B2: Tensor, ordered_B: Tensor) -> Tensor:
-    """Cross entropy over (out of order, in order), a float32 scalar (Sec. 3.3)."""
+    """Cross entropy over (out of order, in order), a float32 scalar."""
     with torch.autocast(logits_B2.device.type, enabled=False):
         logits_B2 = logits_B2 if logits_B2.dtype == torch.float64 else logits_B2.float()
         return F.cross_entropy(logits_B2, ordered_B)

@@ -18,7 +18,7 @@ FLOOR = 1e-10
 
 
 def lp_error(pred_BCHW: Tensor, target_BCHW: Tensor, p: int = 1) -> Tensor:
-    """Return the mean of |y - x|^p over all values (Eq. 3).
+    """Return the mean of |y - x|^p over all values.
 
     Args:
         pred_BCHW: predictions y.
@@ -40,7 +40,7 @@ def lp_error(pred_BCHW: Tensor, target_BCHW: Tensor, p: int = 1) -> Tensor:
 
 
 def gradient_difference(pred_BCHW: Tensor, target_BCHW: Tensor, alpha: float = 1.0) -> Tensor:
-    r"""Return how far apart the steps between neighbouring pixels are in size (Eq. 6): it keeps edges sharp.
+    r"""Return how far apart the steps between neighbouring pixels are in size: it keeps edges sharp.
 
     mean_ij | |x_ij - x_i-1,j| - |y_ij - y_i-1,j| |^alpha + mean_ij | |x_i,j-1 - x_ij| - |y_i,j-1 - y_ij| |^alpha,
     each mean over all pairs of neighbours.
@@ -48,7 +48,7 @@ def gradient_difference(pred_BCHW: Tensor, target_BCHW: Tensor, alpha: float = 1
     Args:
         pred_BCHW: predictions y, two pixels or more along both sides.
         target_BCHW: true frames x; no gradient reaches them.
-        alpha: exponent, at least 1 (Eq. 6).
+        alpha: exponent, at least 1.
 
     Returns:
         0-d, float32 (float64 for float64 predictions).
@@ -71,7 +71,7 @@ def gradient_difference(pred_BCHW: Tensor, target_BCHW: Tensor, alpha: float = 1
 
 @torch.no_grad()
 def psnr(pred_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """Return the peak signal to noise ratio in decibels, 10 log10(1 / mean squared error), per frame (B,) (Eq. 9).
+    """Return the peak signal to noise ratio in decibels, 10 log10(1 / mean squared error), per frame (B,).
 
     Args:
         pred_BCHW: predictions, values in [0, 1].
@@ -90,7 +90,7 @@ def psnr(pred_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sharpness(pred_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    r"""Return how well the sharpness of the true frame is met, in decibels, per frame (B,) (Eq. 11).
+    r"""Return how well the sharpness of the true frame is met, in decibels, per frame (B,).
 
     10 log10(4 / mean(| |dx y| - |dx x| | + | |dy y| - |dy x| |)) with dx and dy the steps from the left and the upper
     neighbour, of values from -1 to 1 (a range of 2, whose square is 4), over pixels that have both. The public code has

@@ -1,6 +1,6 @@
 """Walks over the patches of a video, there and back, and how likely they end where they began.
 
-Jabri, Owens, Efros 2020 (arXiv 2006.14613, Sec. 2). Nodes are patches; the likeness of patches of neighbouring frames
+Jabri, Owens, Efros 2020 (arXiv 2006.14613). Nodes are patches; the likeness of patches of neighbouring frames
 is the chance of a step between them.
 
 Shape suffixes: B videos, T frames, S = T - 1 steps, N nodes of a frame, D width.
@@ -78,7 +78,7 @@ def walks(forward_BSNN: Tensor, backward_BSNN: Tensor) -> tuple[list[Tensor], li
 def palindrome_loss(forward_BSNN: Tensor, backward_BSNN: Tensor, *, shortest: int = 1) -> Tensor:
     r"""Return the cross entropy of round trips with the identity: the walker shall come back to where it began.
 
-    L = mean_{k = shortest .. S} mean_i -log((There_k Back_k)_ii + 1e-20) (arXiv 2006.14613, Sec. 2, the loss over
+    L = mean_{k = shortest .. S} mean_i -log((There_k Back_k)_ii + 1e-20) (arXiv 2006.14613, the loss over
     palindromes of every length). Only the diagonals are computed: no matrix of a whole round trip is made.
 
     Args:

@@ -4,7 +4,7 @@ Makhzani, Shlens, Jaitly, Goodfellow, Frey 2015, arXiv 1511.05644. An autoencode
 its codes from samples of the prior, and the encoder learns to fool it, until the codes of all images together (the
 aggregated posterior) follow the prior. The decoder then makes images from samples of it.
 
-On every batch two phases follow each other (Sec. 2): reconstruction, which moves encoder and decoder; regularisation,
+On every batch two phases follow each other: reconstruction, which moves encoder and decoder; regularisation,
 which moves the discriminator, then the encoder alone. The paper gives each its own momentum; here the optimizer keeps
 one state for the encoder, which both of its objectives move.
 
@@ -47,15 +47,15 @@ class AAEConfig(MethodConfig):
     """The adversarial autoencoder's choices.
 
     Attributes:
-        latent: dimensions of a code (App. A.1, MNIST; its figures of the plane: 2).
+        latent: dimensions of a code (the paper's MNIST model; its figures of the plane: 2).
         prior: what codes shall follow: `gaussian`, `mixture` of ten Gaussians in the plane, `swiss_roll` (Fig. 2 and
             4), or `uniform`.
-        prior_scale: its spread; the deviation of a Gaussian (App. A.1, MNIST).
+        prior_scale: its spread; the deviation of a Gaussian (the same).
         posterior: a code is a function of the image (`deterministic`, which the paper's experiments use), or drawn from
-            a `gaussian` that the encoder describes (Sec. 2.1).
-        decoder: `mlp` of two hidden layers (App. A.1), or `convolutions` for images that are more than a pattern.
-        width: of the MLP's hidden layers (App. A.1), or of the convolutions' finest map.
-        discriminator_width: of its two hidden layers (App. A.1).
+            a `gaussian` that the encoder describes.
+        decoder: `mlp` of two hidden layers (the paper), or `convolutions` for images that are more than a pattern.
+        width: of the MLP's hidden layers (the paper: 1,000), or of the convolutions' finest map.
+        discriminator_width: of its two hidden layers (the paper: 1,000).
         adversarial_weight: factor on the encoder's loss of the regularisation phase; 0 is a plain autoencoder.
         crop_scale: area share of the crop, of the image's aspect (the paper crops nothing).
         flip: probability of a horizontal flip (none in the paper).
@@ -76,7 +76,7 @@ class AAEConfig(MethodConfig):
 
 
 class AAE(Method):
-    """Reconstruct, tell codes from the prior, fool (Sec. 2, Fig. 1)."""
+    """Reconstruct, tell codes from the prior, fool (Fig. 1)."""
 
     Config: ClassVar[type[MethodConfig]] = AAEConfig
     objectives: ClassVar[tuple[str, ...]] = ("reconstruction", "discriminator", "generator")
@@ -115,7 +115,7 @@ class AAE(Method):
         return sample_prior(self.cfg.prior, key, index_B, self.cfg.latent, self.cfg.prior_scale)
 
     def forward(self, batch: Batch, t: Progress, objective: str = "reconstruction") -> StepOutput:
-        """Reconstruct; or tell the prior's samples from codes; or make codes that pass for the prior's (Sec. 2)."""
+        """Reconstruct; or tell the prior's samples from codes; or make codes that pass for the prior's."""
         images, index_B = batch.views["global"][0], batch.index_B
         if objective == "reconstruction":
             codes_BL = self.encode(images, index_B, seed_of("aae", objective, t.step))

@@ -42,10 +42,10 @@ class ContextEncoderConfig(MethodConfig):
         region: what is covered: the `centre`, `blocks` at random places, or `random` shapes (Sec. 3.3; the latter two
             learn the better features). The centre alone is predicted and judged; of the others the whole image is
             (public code).
-        hole: side of the centre square as a share of the image's (Sec. 5.1 and public code).
+        hole: side of the centre square as a share of the image's (the paper and public code).
         overlap: width of the band at the centre's border that is predicted though it is visible, as a share of the
-            image's side (Sec. 5.1: 7 of 227 pixels; public code: 4 of 128).
-        overlap_weight: weight of the squared error in that band (Sec. 5.1 and public code).
+            image's side (the paper: 7 pixels; public code: 4 of 128).
+        overlap_weight: weight of the squared error in that band (the paper and public code).
         context_weight: weight of the squared error on visible pixels when the whole image is predicted (public code,
             as its README trains: 1; with useOverlapPred: 10). Eq. 1 of the paper counts the hole only: 0.
         random_share: bounds of the area of random shapes (Sec. 3.3: up to 1/4; public code: .2 to .3).
@@ -55,14 +55,14 @@ class ContextEncoderConfig(MethodConfig):
         block_area: the most that blocks cover (Sec. 3.3: 1/4).
         bridge: from the encoder's map to the decoder's: `channelwise` (Sec. 3.1), or `dense` through a bottleneck
             (public code, which trains no features for other tasks).
-        bottleneck: width of the dense bridge (public code, nBottleneck).
+        bottleneck: width of the dense bridge (public code, nBottleneck as its README trains).
         width: of the decoder's finest map (public code, ngf).
         discriminator_width: of its first convolution (public code, ndf).
-        reconstruction_weight: lambda_rec of Eq. 3 (Sec. 5.1).
-        adversarial_weight: lambda_adv of Eq. 3 (Sec. 5.1); for features alone the paper trains AlexNet with 0, because
-            the adversarial loss did not converge there (Sec. 5.2).
-        generator_rate: rate of encoder and decoder as a multiple of the discriminator's (Sec. 5.1).
-        crop_scale: area share of the crop, of the image's aspect (Sec. 5.2, Caffe: 227 of 256 pixels).
+        reconstruction_weight: lambda_rec of Eq. 3 (.999).
+        adversarial_weight: lambda_adv of Eq. 3 (.001); for features alone the paper trains AlexNet with 0, because
+            the adversarial loss did not converge there.
+        generator_rate: rate of encoder and decoder as a multiple of the discriminator's (the paper and public code).
+        crop_scale: area share of the crop, of the image's aspect (Caffe: 227 of 256 pixels; public code: 128 of 350).
     """
 
     region: Literal["centre", "random", "blocks"] = "centre"

@@ -32,15 +32,15 @@ class FrameOrderConfig(MethodConfig):
     """Frame-order verification's choices; times are in frames of the video.
 
     Attributes:
-        tau_max: most frames between b and d (Sec. 3.2, Table 1: 60); c lies at least a sixth of it from both (ours).
-        tau_min: least frames between a and b, and d and e (Sec. 3.2, Table 1: 15); at most twice that (ours).
-        negatives: share of tuples out of order (Sec. 4.1, Table 1: 75 %).
-        reverse: share of tuples shown backwards, which are in order as well (Sec. 3.2).
+        tau_max: most frames between b and d (the paper: 60); c lies at least a sixth of it from both (ours).
+        tau_min: least frames between a and b, and d and e (the paper: 15); at most twice that (ours).
+        negatives: share of tuples out of order (the paper: 75 %).
+        reverse: share of tuples shown backwards, which are in order as well (the paper).
         least_change: mean square difference of normalised pixels below which a frame looks like c and is not put in its
-            place (Sec. 3.2 compares squared differences of RGB, without a number).
-        motion: draw windows in proportion to their motion (Sec. 3.2, by optical flow; here by differences of frames).
+            place (the paper compares squared differences of RGB, without a number).
+        motion: draw windows in proportion to their motion (the paper by optical flow; here by differences of frames).
         fusion: width of a hidden layer between the three features and the classifier; 0 for the linear classifier of
-            the paper (Sec. 3.3).
+            the paper.
         crop_scale: area share of the crop, the same for all frames (the public code: 227 px of 340 x 255).
         flip: probability of a horizontal flip of all frames (the public code's data layer leaves it to the user).
     """
@@ -102,14 +102,14 @@ class FrameOrder(Method):
 
     @torch.no_grad()
     def choose(self, batch: Batch, t: Progress) -> Tuples:
-        """Return which frames are shown: a function of step and sample, not of the process (Sec. 3.2)."""
+        """Return which frames are shown: a function of step and sample, not of the process."""
         cfg, frames_B5CHW = self.cfg, batch.clips["five"][0]
         change_B2 = (frames_B5CHW[:, [0, 4]] - frames_B5CHW[:, 2:3]).square().mean((2, 3, 4))
         drawn_B3 = keyed_uniforms(seed_of("frame_order", t.step), batch.index_B, 3)
         return choose_tuples(drawn_B3, change_B2 < cfg.least_change, negatives=cfg.negatives, reverse=cfg.reverse)
 
     def tell(self, frames_B5CHW: Tensor, tuples: Tuples) -> Tensor:
-        """Return logits (B, 2) of out of order and in order (Sec. 3.3)."""
+        """Return logits (B, 2) of out of order and in order."""
         rows_B1 = torch.arange(len(frames_B5CHW), device=frames_B5CHW.device)[:, None]
         shown_B3CHW = frames_B5CHW[rows_B1, tuples.frames_B3]
         pooled_ND = self.backbone(shown_B3CHW.flatten(0, 1)).pooled_BD
@@ -118,5 +118,5 @@ class FrameOrder(Method):
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder of a single frame; the classifier is thrown away (Sec. 4)."""
+        """The encoder of a single frame; the classifier is thrown away."""
         return self.backbone

@@ -3,7 +3,7 @@
 Noroozi, Favaro 2016, arXiv 1603.09246. Nine tiles of an image are shown in one of P known orders and the network says
 in which; one encoder sees the tiles one by one, and only its features meet.
 
-What would give the order away without looking at things is taken away (Sec. 4.2): gaps and jitter against edges that
+What would give the order away without looking at things is taken away: gaps and jitter against edges that
 continue, normalisation of each tile against shared brightness and contrast, grey images against colour fringes, and
 permutations that lie far apart, so that no single tile decides.
 
@@ -38,22 +38,22 @@ class JigsawConfig(MethodConfig):
     """Jigsaw's choices.
 
     Attributes:
-        permutations: size P of the permutation set (Sec. 4.1; 1,000 of 9! = 362,880).
+        permutations: size P of the permutation set (the paper: 1,000 of 9! = 362,880).
         permutation_seed: of the set.
         spread: the greedy choice maximises the `mean` Hamming distance to the permutations chosen before (Algorithm 1)
-            or the `min` distance (Table 5: a large minimum makes the task less ambiguous, few permutations too easy).
-        grid: cells per side (Sec. 3.2: 3).
-        tile_share: side of a tile as a share of its cell's (Sec. 4.2: 64 of 85 px); the rest is gap and jitter.
+            or the `min` distance (Table 4: a large minimum makes the task less ambiguous, few permutations too easy).
+        grid: cells per side (3).
+        tile_share: side of a tile as a share of its cell's (64 of 85 px); the rest is gap and jitter.
         tile_size: side in pixels to which tiles are resized for the encoder; None leaves them as they are cut.
         puzzles: orders of the same tiles in a step; more than one costs the head only (arXiv 1901.09005, Sec. 4.1,
             shows each image in several).
-        normalise_tiles: mean 0 and deviation 1 for each tile by itself (Sec. 4.2).
-        grey: share of images without colour (public re-runs: 0.66; the paper, Sec. 4.2, mixes 30 % grey in).
-        channel_shift: colour channels of a tile are taken from up to so many pixels away, each its own way (the paper,
-            Sec. 4.2: 2; the public re-runs rely on grey images: 0).
+        normalise_tiles: mean 0 and deviation 1 for each tile by itself.
+        grey: share of images without colour (public re-runs: 0.66; the paper mixes 30 % grey in).
+        channel_shift: colour channels of a tile are taken from up to so many pixels away, each its own way (the paper:
+            2; the public re-runs rely on grey images: 0).
         crop_scale: area share of the crop, which keeps the image's shape (public re-run: 255 of 292 px).
-        tile_width: width of the layer on each tile (Sec. 3.2: fc6, 1,024).
-        fusion_width: width of the layer on all tiles together (Sec. 3.2: fc7, 4,096); 0 leaves it out (public re-run).
+        tile_width: width of the layer on each tile (the authors' network: fc6, 1,024).
+        fusion_width: width of the layer on all tiles together (theirs: fc7, 4,096); 0 leaves it out (public re-run).
         head_norm: BatchNorm in the head (public re-runs on ResNets).
         dropout: in the head (the authors' network: 0.5).
     """
@@ -76,7 +76,7 @@ class JigsawConfig(MethodConfig):
 
 
 class Jigsaw(Method):
-    """Encoder on tiles, their features side by side in the order shown, cross-entropy over P orders (Sec. 3.2)."""
+    """Encoder on tiles, their features side by side in the order shown, cross-entropy over P orders."""
 
     Config: ClassVar[type[MethodConfig]] = JigsawConfig
 

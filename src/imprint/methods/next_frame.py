@@ -51,27 +51,27 @@ BLOCK = (0.15, 0.7)
 
 @dataclass(frozen=True, kw_only=True)
 class NextFrameConfig(MethodConfig):
-    """Choices for both spaces; sections without a number are of arXiv 1511.05440, those of V-JEPA are marked.
+    """Choices for both spaces; what comes from V-JEPA is marked, the rest is of arXiv 1511.05440.
 
     Attributes:
         space: predict the `pixel`s of the next frame, or its features (`latent`).
-        past: frames that are seen (Sec. 4.1: 4).
+        past: frames that are seen (4).
         stride: frames from one to the next (V-JEPA: 4).
         crop_scale: area share of the crop of a clip, the same for all its frames (V-JEPA, App.: 0.3 to 1).
         flip: probability of a flip of the whole clip (V-JEPA).
-        scales: pixel: number of scales (Sec. 3.1: 4).
+        scales: pixel: number of scales (4).
         width: pixel: channels per past frame that enter the networks.
-        hidden: pixel: channels within each network (Sec. 4.1, the two coarse ones; the two fine ones are deeper there).
-        predict: pixel: the `frame` (Sec. 3.1), or its `change` since the last one, which starts as none: no worse than
+        hidden: pixel: channels within each network (the paper's two coarse ones; its two fine ones are deeper).
+        predict: pixel: the `frame` (the paper), or its `change` since the last one, which starts as none: no worse than
             copying from the first step on.
-        p: pixel: exponent of the error on pixels, 1 or 2 (Eq. 3; Table 1: 1 is sharper).
-        lp_weight: pixel: its weight (Eq. 7).
-        alpha: pixel: exponent of the gradient difference (Eq. 6; Table 1: 1).
-        gradient_weight: pixel: its weight (Eq. 7; Sec. 4.1: 1).
+        p: pixel: exponent of the error on pixels, 1 or 2 (Table 1: 1 is sharper).
+        lp_weight: pixel: its weight.
+        alpha: pixel: exponent of the gradient difference (1).
+        gradient_weight: pixel: its weight (1).
         mask_ratio: latent: share of a past frame's places in the hidden tubes, 0 for none (V-JEPA, Sec. 3.2: about .9).
         predictor_width: latent: width of the predictor (V-JEPA, App.).
         predictor_depth: latent: its blocks (V-JEPA, App.).
-        predictor_heads: latent: its heads (V-JEPA, public code).
+        predictor_heads: latent: its heads, as many as the encoder's (V-JEPA, App.).
         momentum: latent: of the teacher, a straight line (V-JEPA, App.: .998 to 1).
         stop_gradient: latent: False lets the targets be the encoder's own features and take gradients (an ablation).
     """
@@ -190,7 +190,7 @@ class NextFrame(Method):
         return predicted
 
     def _pixels(self, frames_BTCHW: Tensor) -> StepOutput:
-        """Sum over the scales of L_p and gradient difference (Eq. 7; every scale has its target, Sec. 3.1)."""
+        """Sum over the scales of L_p and gradient difference; every scale has its target."""
         cfg, true_BCHW = self.cfg, frames_BTCHW[:, -1]
         predicted = self.predict(frames_BTCHW[:, :-1])
         loss = true_BCHW.new_zeros((), dtype=torch.float32)
@@ -203,7 +203,7 @@ class NextFrame(Method):
 
     @torch.no_grad()
     def _measures(self, pred_BCHW: Tensor, frames_BTCHW: Tensor) -> dict[str, Tensor]:
-        """Return PSNR and sharpness of the prediction and of a copy of the last frame (Sec. 4.2), whole frames."""
+        """Return PSNR and sharpness of the prediction and of a copy of the last frame, whole frames."""
         pred, last, true = (self.unit(x) for x in (pred_BCHW, frames_BTCHW[:, -2], frames_BTCHW[:, -1]))
         return {
             "next_frame/psnr": psnr(pred, true).mean(),

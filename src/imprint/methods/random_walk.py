@@ -34,18 +34,18 @@ class RandomWalkConfig(MethodConfig):
     Attributes:
         frames: T, frames of a clip (code: `--clip-len 4`).
         stride: frames from one to the next (code: 8 frames per second, so 4 for videos of 30).
-        nodes: `patches` are encoded one by one (Sec. 2), or the places of the last `map` of a whole frame (code:
+        nodes: `patches` are encoded one by one (the paper), or the places of the last `map` of a whole frame (code:
             option frame_aug none), which is cheaper, but a CNN's padding then tells where a node is.
-        patch: P, side of a patch in pixels (Sec. 2: 64 of frames of 256).
-        patch_stride: pixels from one patch to the next (Sec. 2: 32, a 7 x 7 grid).
+        patch: P, side of a patch in pixels (64 of frames of 256).
+        patch_stride: pixels from one patch to the next (32, a 7 x 7 grid).
         jitter: bounds of the share of a patch that is cut at random and resized to P (code, `patch_grid`); (1, 1) for
             none.
         crop_scale: bounds of the area share of a frame's crop; every frame draws its own (code, `--frame-transforms
             crop`).
         crop_ratio: bounds of that crop's aspect (code).
         temperature: tau. The paper has 0.07; the code, after its transition matrices were corrected, needs 0.05.
-        edge_dropout: share of the edges that are dropped, forward and back by themselves (Sec. 2: 0.1).
-        shortest: steps forward of the shortest palindrome (Sec. 2: 1, every length; the code leaves out the first).
+        edge_dropout: share of the edges that are dropped, forward and back by themselves (code: `--dropout 0.1`).
+        shortest: steps forward of the shortest palindrome (the paper: 1, every length; the code begins with 2).
         projection: D, width of the linear head (code: 128).
     """
 
@@ -79,7 +79,7 @@ class RandomWalkConfig(MethodConfig):
 
 
 class RandomWalk(Method):
-    """Encode patches, step between frames by likeness, walk there and back, ask for the way home (Sec. 2)."""
+    """Encode patches, step between frames by likeness, walk there and back, ask for the way home."""
 
     Config: ClassVar[type[MethodConfig]] = RandomWalkConfig
 
@@ -118,7 +118,7 @@ class RandomWalk(Method):
             return ()
         return (
             "nodes are places of a feature map: a network that pads knows where each is, and the walker finds home "
-            "without looking (arXiv 2006.14613, Sec. 2); set --method.nodes patches",
+            "without looking (arXiv 2006.14613); set --method.nodes patches",
         )
 
     def forward(self, batch: Batch, t: Progress) -> StepOutput:

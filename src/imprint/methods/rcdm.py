@@ -44,8 +44,8 @@ class RCDMConfig(MethodConfig):
 
     Attributes:
         condition: the representation: `backbone`, the encoder's vector, or `projector`, what the head behind it makes
-            of that (Sec. 4); the latter needs the run that the encoder was trained in (--start).
-        conditioning: `norm`, by scale and shift of the normalisations (Sec. 3; public code: use_scale_shift_norm);
+            of that; the latter needs the run that the encoder was trained in (--start).
+        conditioning: `norm`, by scale and shift of the normalisations (public code: use_scale_shift_norm);
             `time`, only added to the embedding of the noise level, which adds to activations.
         size: side of the painted images in pixels, at most that of the encoder's view (public code: 128); None takes
             that of the view.
@@ -92,7 +92,7 @@ class RCDMConfig(MethodConfig):
 
 
 class RCDM(Method):
-    """Frozen encoder, diffusion U-Net that is told its representation (Sec. 3).
+    """Frozen encoder, diffusion U-Net that is told its representation.
 
     The encoder is the one of `--encoder` (any: a run, an exported file, timm:NAME), or, with its projector, that of the
     run named by `--start`; it is exported as it came.
@@ -182,7 +182,7 @@ class RCDM(Method):
         self.conditioner.learn_scale(images_BCHW)
 
     def forward(self, batch: Batch, t: Progress) -> StepOutput:
-        """Find the noise that was added to the images, told what the encoder says of them (Sec. 3, Eq. 1)."""
+        """Find the noise that was added to the images, told what the encoder says of them."""
         images = batch.views["global"][0]
         condition_BD = self.conditioner(images)
         clean = self.target(images)
@@ -306,6 +306,6 @@ class RCDM(Method):
 
 
 def interpolated(first_D: Tensor, last_D: Tensor, count: int) -> Tensor:
-    """Return `count` representations on the line from one to another, both ends among them (Sec. 5)."""
+    """Return `count` representations on the line from one to another, both ends among them."""
     share = torch.linspace(0.0, 1.0, count, device=first_D.device)[:, None]
     return torch.lerp(first_D[None], last_D[None], share)

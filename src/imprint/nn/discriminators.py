@@ -44,7 +44,7 @@ class ImageDiscriminator(nn.Module):
 
 
 class CodeDiscriminator(nn.Module):
-    """(B, L) -> logits (B,): two hidden layers with ReLU (adversarial autoencoders, arXiv 1511.05644, App. A.1).
+    """(B, L) -> logits (B,): two hidden layers with ReLU (adversarial autoencoders, arXiv 1511.05644).
 
     Args:
         code: L.

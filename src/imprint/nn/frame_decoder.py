@@ -18,7 +18,7 @@ from imprint.core.errors import ConfigError
 class FrameDecoder(nn.Module):
     """One convolutional network per scale, each adding to the enlarged guess of the coarser one (arXiv 1511.05440).
 
-    y_k = u(y_k-1) + G_k(features of the past frames at scale k, u(y_k-1))  (Sec. 3.1, Eq. 5), u nearest-neighbour
+    y_k = u(y_k-1) + G_k(features of the past frames at scale k, u(y_k-1)), u nearest-neighbour
     upsampling (public code). The paper's networks read the frames themselves; here they read what the encoder says of
     each of them. A map of the encoder enters at the scale of its own resolution: every cell is widened and unfolded
     into the pixels that it covers (a pixel shuffle), or averaged where the scale is coarser. Frames are told apart by

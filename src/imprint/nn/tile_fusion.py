@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class TileFusion(nn.Module):
     """A layer on each tile's features, the results side by side, and a classifier over permutations.
 
-    CFN (arXiv 1603.09246, Sec. 3.2, Fig. 3): fc6 on each tile, shared; fc7 on the concatenation; fc8 to the classes.
+    CFN (arXiv 1603.09246, Fig. 3): fc6 on each tile, shared; fc7 on the concatenation; fc8 to the classes.
 
     Args:
         width: D.

@@ -32,9 +32,9 @@ def propagate(
     """Return the labels of a frame as the mean of those of its nearest patches in other frames.
 
     With a(i, j) = f_i . f_j over all context patches j in the neighbourhood of i, and J the K largest of them,
-    label_i = sum_{j in J} softmax_J(a(i, j) / temperature) label_j (Jabri et al., arXiv 2006.14613, Sec. 4.1 and
-    App. A; the script of DINO, arXiv 2104.14294, Sec. 4.2.2, does the same). The neighbourhood restricts before the K
-    are chosen. Tiles of targets are compared with the rectangle around them, never with whole frames.
+    label_i = sum_{j in J} softmax_J(a(i, j) / temperature) label_j (Jabri et al., arXiv 2006.14613; the
+    script of DINO, arXiv 2104.14294, Sec. 4.2.2, does the same). The neighbourhood restricts before the K are chosen.
+    Tiles of targets are compared with the rectangle around them, never with whole frames.
 
     Args:
         target_hwD: L2-normalised features of the frame.

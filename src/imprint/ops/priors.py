@@ -23,7 +23,7 @@ ROLL_RADIUS, ROLL_TURNS = 3.0, 2.0
 
 
 def sample_prior(prior: Prior, key: int, index_B: Tensor, dimensions: int, scale: float = 1.0) -> Tensor:
-    r"""Return samples of a prior, one for each index (adversarial autoencoders, arXiv 1511.05644, Sec. 2 and Fig. 4).
+    r"""Return samples of a prior, one for each index (adversarial autoencoders, arXiv 1511.05644, Fig. 4).
 
     - gaussian: N(0, I).
     - mixture: ten Gaussians in the plane, equally likely, like petals: the k-th at 1.4 (cos a, sin a), a = 2 pi k / 10,

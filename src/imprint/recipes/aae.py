@@ -82,7 +82,7 @@ def _paper(method: AAEConfig, image_size: int) -> RunConfig:
         length=Epochs(5000),
         probe_every=Epochs(50),
         provenance=Provenance(
-            source="arXiv 1511.05644, Sec. 2 and App. A",
+            source="arXiv 1511.05644 and its appendix",
             expected="codes of held-out digits that fill the prior (Fig. 2); no figure for a probe",
             deviations="a ResNet-18 in place of two hidden layers; images as they are normalised, so the decoder ends "
             "without a sigmoid; one momentum for both phases.",

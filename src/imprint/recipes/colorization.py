@@ -36,11 +36,12 @@ def paper(image_size: int = 176) -> RunConfig:
         checkpoint_every=Steps(5_000),
         probe_every=Steps(25_000),
         provenance=Provenance(
-            source="arXiv 1603.08511, Sec. 2.4; richzhang/colorization (crops, batch, solver)",
-            expected="ImageNet-1k linear probe of a ResNet-50 40.1 % top-1, as later papers re-ran it",
+            source="arXiv 1603.08511, Sec. 2 and 3.1 (rates, length); richzhang/colorization (crops, batch, decay)",
+            expected="ImageNet-1k linear probe of a ResNet-50 40.1 % top-1 (arXiv 1905.01235's, in VISSL's model zoo)",
             deviations="a ResNet-50, whose maps of all stages the head reads, instead of a dilated VGG-like network; "
-            "targets share 5 bins as the paper says, not the 10 of the public code; the distribution of colours is "
-            "that of the user's images.",
+            "targets share 5 bins as the paper says, not the 10 of the public code, whose solver file has another "
+            "schedule (a tenth of the rate after 225,000 of 500,000 steps); the distribution of colours is that of the "
+            "user's images.",
         ),
     )
 

@@ -21,9 +21,9 @@ def paper(image_size: int = 128) -> RunConfig:
         length=Epochs(500),
         probe_every=Epochs(20),
         provenance=Provenance(
-            source="arXiv 1604.07379, Sec. 4 and 5.1; pathak22/context-encoder, README and train.lua",
+            source="arXiv 1604.07379; pathak22/context-encoder, README (the command for the centre) and train.lua",
             expected="PASCAL VOC 2007 classification 56.5 % (AlexNet, Table 2)",
-            deviations="a ResNet-50 in place of AlexNet.",
+            deviations="a ResNet-50 in place of AlexNet; crops of 79 % of the area, not 128 of 350 pixels.",
         ),
     )
 
@@ -41,7 +41,7 @@ def paper_random(image_size: int = 128) -> RunConfig:
         length=Epochs(500),
         probe_every=Epochs(20),
         provenance=Provenance(
-            source="arXiv 1604.07379, Sec. 3.3, Eq. 1 and Sec. 5.2",
+            source="arXiv 1604.07379, Sec. 3.3 and Eq. 1; pathak22/context-encoder, train_random.lua (shapes)",
             expected="PASCAL VOC 2007 classification 56.5 % (AlexNet, Table 2)",
             deviations="a ResNet-50 in place of AlexNet, shapes of the public code in place of cut-out objects.",
         ),

@@ -28,7 +28,7 @@ def paper(image_size: int = 224) -> RunConfig:
         checkpoint_every=Steps(2_000),
         probe_every=Steps(5_000),
         provenance=Provenance(
-            source="arXiv 1603.08561, Sec. 3.2 to 4.1; imisra/shuffle-tuple, networks/tuple_solver.prototxt",
+            source="arXiv 1603.08561; imisra/shuffle-tuple, networks/tuple_solver.prototxt and README (figures)",
             expected="UCF101 fine-tuned 50.2 % and HMDB51 18.1 % (mean over splits) with CaffeNet",
             deviations="ResNet-50 and its pooled features stand for CaffeNet and fc7 (two layers of 4,096 with batch "
             "norm and dropout); tuples are drawn anew each epoch instead of 900,000 once; motion is the difference of "
@@ -48,7 +48,7 @@ def small(image_size: int = 96) -> RunConfig:
         length=Epochs(400),
         probe_every=Epochs(50),
         provenance=Provenance(
-            source="arXiv 1603.08561, Sec. 3.2 and 3.3",
+            source="arXiv 1603.08561, scaled down",
             expected="docs/results.md",
             deviations="shorter windows for short videos; half of the tuples out of order; a hidden layer over the "
             "three features, because a linear classifier of features side by side cannot compare frames; AdamW.",

@@ -25,11 +25,11 @@ def paper(image_size: int = 32) -> RunConfig:
         length=Steps(1_000_000),
         probe_every=Steps(50_000),
         provenance=Provenance(
-            source="arXiv 1511.05440, Sec. 4.1; coupriec/VideoPredictionICLR2016 (train_iclr_model.lua: length, batch)",
+            source="arXiv 1511.05440; coupriec/VideoPredictionICLR2016 (train_iclr_model.lua: length, batch)",
             expected="UCF101: PSNR and sharpness of the next frame where there is motion (Table 1); no probe reported",
             deviations="the networks read an encoder's maps instead of the frames, all scales have the coarse scales' "
             "layers, no adversarial term, patches with little motion are not skipped; the rate falls from .04 to .005 "
-            "along a cosine.",
+            "along a cosine (that script: .02 throughout).",
         ),
     )
 
@@ -38,7 +38,7 @@ def paper_vjepa(image_size: int = 224) -> RunConfig:
     """ViT-L/16 over frames, predictor of 12 blocks, 90,000 updates at batch 3072: V-JEPA's settings."""
     return RunConfig(
         name="next_frame",
-        method=NextFrameConfig(space="latent", past=7, stride=8),
+        method=NextFrameConfig(space="latent", past=7, stride=8, predictor_heads=16),
         encoder=EncoderConfig(name="vit_large_patch16_224", image_size=image_size, positions="sincos"),
         optim=OptimConfig(
             name="adamw",

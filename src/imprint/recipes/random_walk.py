@@ -27,11 +27,12 @@ def paper(image_size: int = 256) -> RunConfig:
         checkpoint_every=Steps(10_000),
         probe_every=Steps(50_000),
         provenance=Provenance(
-            source="arXiv 2006.14613, Sec. 2; ajabri/videowalk, the training command of its README",
+            source="arXiv 2006.14613; ajabri/videowalk, the training command of its README and code/utils/arguments.py",
             expected="DAVIS 2017 val J&F 67.6 (README); `imprint evaluate video --preset crw --stage -2`",
             deviations="a stem of stride 2 without pooling instead of two last stages without stride: stage -2, which "
             "label propagation reads, has a stride of 8 like theirs; zeros instead of reflections as padding (by a "
-            "remark in the code it changes little); every run of frames is a sample, where the code draws 5 per video.",
+            "remark in the code it changes little, but wants a lower temperature); palindromes of one step too; "
+            "every run of frames is a sample, where the code draws 5 per video.",
         ),
     )
 
@@ -53,7 +54,7 @@ def small(image_size: int = 96) -> RunConfig:
         checkpoint_every=Steps(100),
         probe_every=Steps(200),
         provenance=Provenance(
-            source="arXiv 2006.14613, Sec. 2, scaled down",
+            source="arXiv 2006.14613, scaled down",
             expected="docs/results.md",
             deviations="frames of 96 px with patches of 24, a narrow network, a higher rate for short runs.",
         ),

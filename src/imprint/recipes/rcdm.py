@@ -12,7 +12,7 @@ from imprint.train.config import LR, EncoderConfig, OptimConfig, Provenance, Run
 
 __all__ = ["debug", "paper", "small", "small_projector", "small_simclr"]
 
-SOURCE = "arXiv 2112.09164, Sec. 3 and App. A; facebookresearch/RCDM, README (MODEL_FLAGS_128, TRAIN_FLAGS)"
+SOURCE = "arXiv 2112.09164; facebookresearch/RCDM, README (MODEL_FLAGS_128, TRAIN_FLAGS, 32 GPUs)"
 
 
 def paper(image_size: int = 224) -> RunConfig:
@@ -29,9 +29,9 @@ def paper(image_size: int = 224) -> RunConfig:
         provenance=Provenance(
             source=SOURCE,
             expected="samples of one backbone representation share all but pose and background, those of a projector "
-            "little but the class (Sec. 4); the encoder stays as it was",
-            deviations="length: the paper names none that is fixed; attention heads of 64 channels (the public code "
-            "has 4 heads); condition and target are one centre crop, resized bilinearly.",
+            "little but the class; the encoder stays as it was",
+            deviations="length: the public script has none, it goes on until it is stopped; attention heads of "
+            "64 channels (the public code has 4 heads); condition and target are one centre crop, resized bilinearly.",
         ),
     )
 

@@ -80,7 +80,7 @@ class Faithfulness:
 
     Attributes:
         top1: share of samples whose representation is nearer to their own condition than to any other.
-        mrr: mean reciprocal rank of the own condition (RCDM, Sec. 3.2); 1 is best.
+        mrr: mean reciprocal rank of the own condition (RCDM's measure); 1 is best.
         among: number of conditions; chance is 1 / among for `top1`.
         variety: deviation of a pixel among samples of one condition, as a share of the range.
     """
