@@ -61,7 +61,7 @@ def small(image_size: int = 32) -> RunConfig:
         encoder=scale.resnet18(image_size),
         optim=OptimConfig(
             name="adamw",
-            lr=LR(base=1e-3, per=64, rule="sqrt", warmup=Steps(100)),
+            lr=LR(base=2e-3, per=64, rule="sqrt", warmup=Steps(50)),
             weight_decay=constant(1e-4),
             clip=1.0,
         ),
