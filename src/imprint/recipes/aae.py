@@ -26,28 +26,27 @@ def paper_swiss_roll(image_size: int = 32) -> RunConfig:
 
 
 def small(image_size: int = 96) -> RunConfig:
-    """ResNet-18, codes of 64 dimensions, convolutions that decode, batch 64: one GPU or a CPU, 1k to 50k images."""
+    """ResNet-18, codes of eight dimensions, convolutions that decode, batch 64: one GPU or a CPU, 1k to 50k images."""
     return RunConfig(
         name="aae",
         method=AAEConfig(
-            latent=64,
+            latent=8,
             prior_scale=1.0,
             decoder="convolutions",
             width=32,
             discriminator_width=256,
-            adversarial_weight=0.05,
             crop_scale=(0.5, 1.0),
             flip=0.5,
         ),
         encoder=scale.resnet18(image_size),
-        optim=OptimConfig(name="adam", lr=LR(base=1e-3, per=64, rule="sqrt", warmup=Epochs(0.5)), betas=(0.5, 0.999)),
+        optim=OptimConfig(name="adam", lr=LR(base=1e-3, per=64, rule="sqrt", warmup=Steps(50)), betas=(0.5, 0.999)),
         batch_size=64,
         length=Epochs(100),
         probe_every=Epochs(10),
         provenance=Provenance(
             source="arXiv 1511.05644, for photographs",
             expected="docs/results.md",
-            deviations="convolutions that decode, wider codes of unit spread, crops and flips, Adam.",
+            deviations="convolutions that decode, codes of unit spread, a narrow discriminator, crops and flips, Adam.",
         ),
     )
 
