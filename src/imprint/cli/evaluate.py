@@ -37,7 +37,8 @@ def arguments(parser: Parser) -> None:
     )
     parser.add_argument("--test", nargs="+", metavar="SRC", help="what is scored, where there are two sources")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the report as JSON (a run's: RUN/evals)")
-    rows = "\n".join(f"  {row.name:<10} {row.description}" for row in catalog.CATALOG)
+    width = max(map(len, catalog.names()))
+    rows = "\n".join(f"  {row.name:<{width}}  {row.description}" for row in catalog.CATALOG)
     parser.epilog = f"protocols:\n{rows}\n\n{ENCODERS}\n'{PROG} PROTOCOL --help' lists the protocol's own options."
 
 
