@@ -24,6 +24,7 @@ from imprint.dist.collectives import (
     gather_with_grad,
 )
 from imprint.dist.world import World, init_from_env
+from imprint.methods.catalog import row
 from imprint.recipes.book import stages_of
 from imprint.train.config import LR, OptimConfig
 
@@ -121,18 +122,24 @@ def config_of(name: str):
     the size of a step.
     """
     base = stages_of(f"{name}/debug")[0]
-    encoder = dataclasses.replace(base.encoder, drop_path=0.0)
+    encoder = dataclasses.replace(
+        base.encoder,
+        drop_path=0.0,
+        arch=dataclasses.replace(base.encoder.arch, dropout=base.encoder.arch.dropout and 0.0),
+    )
     optim = OptimConfig(name="sgd", lr=LR(base=1e-3, rule="none"))
     method = base.method
     if getattr(method, "noise", None) is not None:  # the discrete VAE's, drawn by each process for its own rows
         method = dataclasses.replace(method, noise=0.0)
+    if getattr(method, "dropout", None):
+        method = dataclasses.replace(method, dropout=0.0)
     return dataclasses.replace(base, method=method, encoder=encoder, optim=optim, batch_size=16, precision="fp32")
 
 
 def one_step(name: str, world: World) -> dict[str, object]:
     """Take one step on this process's rows of a fixed batch; return loss, gradients, and what moved."""
-    from imprint.backbones.build import build_encoder
     from imprint.methods.catalog import method_class
+    from imprint.train.build import build_method
     from imprint.train.optim import build_optimizer
     from imprint.train.parallel import synchronise_norms
     from imprint.train.precision import choose_precision
@@ -140,9 +147,8 @@ def one_step(name: str, world: World) -> dict[str, object]:
 
     config, cls = config_of(name), method_class(name)
     torch.manual_seed(0)
-    settings = {f.name: getattr(config.encoder, f.name) for f in dataclasses.fields(config.encoder)}
-    encoder = build_encoder(**{**settings, "channels": 3})
-    method = cls(config.method, encoder)
+    method = build_method(config, 3)
+    encoder = method.encoder
     method.train()
     synchronise_norms(method, world)
     optimizer = build_optimizer(method.param_groups(), config.optim, world.device)
@@ -172,7 +178,7 @@ def fixed_batch(cls, config, patch_size: int) -> Batch:
         v.name: torch.from_numpy(
             rng.integers(0, 255, (v.count, config.batch_size, 3, v.crop.size, v.crop.size), dtype=np.uint8)
         )
-        for v in (() if cls.clips(config.method, size) else cls.views(config.method, size))
+        for v in viewed(cls, config)
     }
     clips = {}
     for c in cls.clips(config.method, size):
@@ -183,7 +189,36 @@ def fixed_batch(cls, config, patch_size: int) -> Batch:
     at = Place(seed=0, epoch=0, step=0, index_B=index.numpy(), first=0, total=config.batch_size)
     for mask in cls.masks(config.method, size, patch_size):
         masks.update({name: torch.from_numpy(drawn) for name, drawn in draw_masks(mask, at).items()})
-    return Batch(views=views, clips=clips, masks=masks, index_B=index, labels_B=index % 3)
+    tokens = token_rows(rng, cls.texts(config.method), config)
+    return Batch(views=views, clips=clips, masks=masks, tokens=tokens, index_B=index, labels_B=index % 3)
+
+
+def viewed(cls, config) -> tuple:
+    """Return the views of methods that have them: not those of video or of text alone."""
+    size = config.encoder.image_size
+    if row(config.name).takes == "text" or cls.clips(config.method, size):
+        return ()
+    return cls.views(config.method, size)
+
+
+def token_rows(rng, texts, config) -> dict[str, torch.Tensor]:
+    """Return rows of tokens of different lengths, as the method declared them; ids as of a tokenizer learned here."""
+    if texts is None:
+        return {}
+    shape = (config.batch_size, texts.length)
+    ids = rng.integers(5, config.method.vocabulary, shape)
+    size = rng.integers(texts.length // 2, texts.length + 1, (config.batch_size, 1))
+    place = np.arange(texts.length)
+    if texts.packing in ("captions", "next", "order"):
+        ids[:, 0] = 2
+        ids[place == size - 1] = 3
+        ids[place >= size] = -1
+    found = {texts.name: ids}
+    if texts.packing in ("next", "order"):
+        ids[place == size // 2] = 3
+        found[f"{texts.name}:segment"] = (place > size // 2).astype(np.int64)
+        found[f"{texts.name}:label"] = rng.integers(0, 2, config.batch_size)
+    return {name: torch.from_numpy(value) for name, value in found.items()}
 
 
 def fails(folder: str) -> None:

@@ -1,17 +1,22 @@
 import dataclasses
+import shutil
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from imprint.backbones.build import build_encoder
+from imprint.backbones.load import load_encoder
 from imprint.core.errors import ConfigError
 from imprint.core.progress import Progress
+from imprint.data.arrays import ArraySource
 from imprint.data.batch import Batch, Normalise
 from imprint.data.masks import Place, draw_masks
 from imprint.losses.frame_prediction import gradient_difference, psnr
 from imprint.methods.next_frame import NextFrame, NextFrameConfig, blanked
 from imprint.recipes.book import recipe
+from imprint.train.entry import pretrain_run
 
 T = Progress(0, 10, 5)
 
@@ -267,3 +272,40 @@ def test_maps_of_encoders_are_as_described(name):
     with torch.no_grad():
         maps = encoder.encode_maps(torch.zeros(1, 3, size, size))
     assert [(m.shape[1], size // m.shape[2]) for m in maps] == list(encoder.map_shapes)
+
+
+# Whole runs: the contracts of all methods take the recipe in pixels, these the one in features.
+
+
+def run_of(folder, resume=False):
+    config = dataclasses.replace(recipe("next_frame/debug_latent"), device="cpu", workers=1)
+    coarse = np.random.default_rng(0).integers(0, 256, (48, 6, 6, 3), dtype=np.uint8)
+    frames = ArraySource(coarse.repeat(8, 1).repeat(8, 2))
+    return pretrain_run(None if resume else config, folder, resume, source=frames)
+
+
+def test_a_run_in_features_learns_leaves_the_teacher_and_resumes_to_the_same_bits(tmp_path):
+    whole, broken = run_of(tmp_path / "whole"), run_of(tmp_path / "broken")
+    lines = [line for line in whole.metrics() if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, 9)) and all(np.isfinite(x["loss"]) for x in lines)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    first, last = (whole.checkpoints.at(step).tensors("model") for step in (4, 8))
+    assert all(
+        any(not torch.equal(first[n], last[n]) for n in last if n.startswith(part))
+        for part in ("backbone.", "teacher.", "predictor.")
+    )
+
+    # Killed between two checkpoints: the newest is that of step 4 again.
+    shutil.rmtree(broken.checkpoints.path(8))
+    (broken.path / "encoder.safetensors").unlink()
+    assert not broken.finished
+    resumed = run_of(tmp_path / "broken", resume=True)
+    again = resumed.checkpoints.latest().tensors("model")
+    assert again.keys() == last.keys() and [n for n in last if not torch.equal(last[n], again[n])] == []
+    assert [line["loss"] for line in resumed.metrics() if "loss" in line] == [line["loss"] for line in lines]
+
+    # What is exported is the slow average, not the encoder that takes the gradients.
+    exported = load_encoder(str(whole.path)).state_dict()
+    teacher = {n.removeprefix("teacher."): v for n, v in last.items() if n.startswith("teacher.")}
+    assert [n for n, v in exported.items() if not torch.equal(v, teacher[n])] == []
+    assert any(not torch.equal(v, last[f"backbone.{n}"]) for n, v in exported.items())

@@ -34,6 +34,8 @@ class Arch:
             it at one, as the public codes of MoCo, SwAV and DINO do.
         clusters: colours of a pixel transformer's palette.
         layer: blocks of a pixel transformer after which its features are taken; half of them unless it is given.
+        embedding: width of the token embeddings of an ALBERT, smaller than that of its layers.
+        dropout: of a network for text.
     """
 
     embed_dim: int | None = None
@@ -53,6 +55,8 @@ class Arch:
     zero_init_last: bool | None = None
     clusters: int | None = None
     layer: int | None = None
+    embedding: int | None = None
+    dropout: float | None = None
 
     def overrides(self) -> dict[str, Any]:
         """Return the fields that are set, JSON-ready."""

@@ -13,14 +13,17 @@ from torch import nn
 from imprint.backbones import dvae_encoder as _dvae_encoder  # noqa: F401  (a backbone of ours, by timm's name)
 from imprint.backbones import torchvision_compat  # noqa: F401  (makes timm importable)
 from imprint.backbones.arch import Arch
+from imprint.backbones.language_model import PREFIX as TEXT
+from imprint.backbones.language_model import LanguageModel, build_language_model
 from imprint.backbones.parts import family_arguments
 from imprint.backbones.pixel_transformer import SIZES as PIXEL_MODELS
 from imprint.backbones.pixel_transformer import Backbone, PixelTransformer, build_pixel_transformer
+from imprint.backbones.read import read_state
 from imprint.backbones.timm_beit import TimmBeit
 from imprint.backbones.timm_encoder import TimmEncoder
 from imprint.backbones.timm_swin import TimmSwin
 from imprint.backbones.timm_vit import POSITION_LAYOUTS, TimmViT
-from imprint.core.errors import ConfigError, unknown
+from imprint.core.errors import CheckpointError, ConfigError, unknown
 
 _logger = logging.getLogger(__name__)
 
@@ -48,7 +51,9 @@ def build_encoder(
     mask_token: bool = False,
     pretrained: bool = False,
     weights: str | Path | None = None,
-) -> Backbone:
+    vocabulary: int | None = None,
+    context: int | None = None,
+) -> Backbone | LanguageModel:
     """Build an encoder.
 
     Weights are timm's random initialisation (from torch's global generator) unless `pretrained` or `weights` is given.
@@ -77,6 +82,8 @@ def build_encoder(
         mask_token: create the learned mask token that `mask_BN` needs.
         pretrained: load timm's published weights; the only way here to reach the network.
         weights: local .safetensors, .pth or run folder to start from; public layouts are recognised (see `convert`).
+        vocabulary: tokens that a network for text (`text:bert`, `text:albert`, `text:gpt`, `text:gpt2`) knows.
+        context: longest row of tokens it takes.
 
     Returns:
         A TimmEncoder (TimmViT, TimmBeit or TimmSwin where patches can be masked) or a PixelTransformer, in training
@@ -96,6 +103,8 @@ def build_encoder(
         "registers": registers, "drop_path": drop_path, "positions": positions, "arch": arch, "mask_token": mask_token,
         "drop_samples": drop_samples, "uniform_drop_path": uniform_drop_path,
     }  # fmt: skip
+    if name.startswith(TEXT):
+        return _language_model(config | {"vocabulary": vocabulary, "context": context}, weights)
     if is_stored(name):
         weights = weights or stored_weights(name)
         own = stored_config(name)
@@ -123,6 +132,19 @@ def build_encoder(
             weights = stored_weights(str(weights))
         _logger.info("%s", load_weights(encoder, weights))
     return encoder
+
+
+def _language_model(config: Mapping[str, Any], weights: str | Path | None) -> LanguageModel:
+    kept = ("name", "image_size", "arch", "vocabulary", "context")
+    if config["vocabulary"] is None or config["context"] is None:
+        raise ConfigError(f"'{config['name']}' needs a vocabulary and a context, which a method of text gives it.")
+    model = build_language_model({name: config[name] for name in kept})
+    if weights is not None:
+        try:
+            model.load_state_dict(read_state(Path(weights).expanduser()))
+        except RuntimeError as error:
+            raise CheckpointError(f"'{weights}' does not fit '{config['name']}': {error}") from error
+    return model
 
 
 def published_config(name: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from imprint.backbones.text_tokenizer import TextTokenizer
 from imprint.core.errors import ConfigError
 
 
@@ -48,6 +49,7 @@ class Encoder(nn.Module):
         has_tokens: patch tokens that can be looked at: `attention` and `encode_layers` of single blocks work (ViTs).
         can_mask: `encode` takes `mask_BN` once `enable_mask_token` was called (ViTs, Swin).
         can_drop: `encode` takes `keep_BM` (ViTs whose positions are added to the tokens or rotate them).
+        tokenizer: what makes tokens of text, for encoders that read it; it is stored with them.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Encoder(nn.Module):
     has_tokens: bool = False
     can_mask: bool = False
     can_drop: bool = False
+    tokenizer: TextTokenizer | None = None
 
     def encode(self, images_BCHW: Tensor, mask_BN: Tensor | None = None, keep_BM: Tensor | None = None) -> Features:
         """Encode images.

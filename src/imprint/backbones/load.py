@@ -9,7 +9,7 @@ from typing import Any
 from imprint.backbones.clip_folder import described_kind, folder_normalise, load_folder
 from imprint.backbones.encoder import Encoder
 from imprint.backbones.read import PICKLES, SAFETENSORS, read_state
-from imprint.backbones.stored import IMAGENET_MEAN, IMAGENET_STD, description_of, verified
+from imprint.backbones.stored import IMAGENET_MEAN, IMAGENET_STD, description_of, stored_tokenizer, verified
 from imprint.core.errors import CheckpointError, ConfigError
 
 
@@ -40,7 +40,9 @@ def load_encoder(name: str | Path, *, image_size: int | None = None) -> Encoder:
         config = dict(stored_config(bare))
         if image_size is not None:
             config["image_size"] = image_size
-        return build_encoder(**config).eval()
+        twin = build_encoder(**config).eval()
+        twin.tokenizer = stored_tokenizer(bare)
+        return twin
     if prefix in ("timm", "random"):
         size = image_size or _timm_size(bare)
         encoder: Encoder = build_encoder(bare, image_size=size, pretrained=prefix == "timm")
@@ -58,6 +60,7 @@ def load_encoder(name: str | Path, *, image_size: int | None = None) -> Encoder:
         if image_size is not None:
             config["image_size"] = image_size
         encoder = build_encoder(**config, weights=stored_weights(text))
+        encoder.tokenizer = stored_tokenizer(text)
     else:
         raise _not_found(text)
     return encoder.eval()

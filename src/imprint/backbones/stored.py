@@ -1,4 +1,7 @@
-"""An encoder on disk: NAME.safetensors (timm's names) and NAME.json (how to build it, normalisation, provenance)."""
+"""An encoder on disk: NAME.safetensors (timm's names) and NAME.json (how to build it, normalisation, provenance).
+
+One that reads text has its tokenizer beside it, NAME.tokenizer.json.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from torch import Tensor
 
 from imprint.backbones.encoder import Encoder
 from imprint.backbones.read import SAFETENSORS, read_state
+from imprint.backbones.text_tokenizer import TextTokenizer, read_tokenizer
 from imprint.core.errors import CheckpointError
 
 FORMAT = "imprint-encoder"
@@ -68,6 +72,11 @@ def save_encoder(
         "embed_dim": encoder.embed_dim,
         "provenance": dict(provenance or {}),
     }
+    if encoder.tokenizer is not None:
+        text = encoder.tokenizer.json.encode()
+        described = {"file": f"{stem}.tokenizer.json", "sha256": hashlib.sha256(text).hexdigest()}
+        description["tokenizer"] = described
+        write_aside(folder / described["file"], text)
     path = folder / (stem + SAFETENSORS)
     write_aside(path, blob)
     write_aside(path.with_suffix(".json"), (json.dumps(description, indent=2) + "\n").encode())
@@ -132,6 +141,19 @@ def description_of(name: str | Path) -> tuple[Path, dict[str, Any]] | None:
     if description.get("version", 0) > VERSION:
         raise CheckpointError(f"{described}: written by a newer Imprint (version {description['version']}); upgrade.")
     return described.with_name(description["weights"]["file"]), description
+
+
+def stored_tokenizer(name: str | Path) -> TextTokenizer | None:
+    """Return the tokenizer that is stored with an encoder, or None for one of images alone.
+
+    Raises:
+        CheckpointError: when it is missing, or not the one that the encoder was stored with.
+    """
+    found = description_of(name)
+    if found is None or "tokenizer" not in found[1]:
+        return None
+    file = found[0].with_name(found[1]["tokenizer"]["file"])
+    return read_tokenizer(verified(file, {"weights": found[1]["tokenizer"]}))
 
 
 def verified(weights: Path, description: Mapping[str, Any]) -> Path:

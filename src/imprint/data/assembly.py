@@ -253,10 +253,18 @@ class _Job:
             views={} if self.assembly.clips else self.views,
             clips=self.views if self.assembly.clips else {},
             masks=self.masks,
+            **beside(self.assembly.source, self.request.seed, self.request.epoch, self.index_B),
             index_B=torch.from_numpy(self.index_B),
             labels_B=None if labels is None else torch.from_numpy(np.asarray(labels[self.index_B], dtype=np.int64)),
         )
         return batch if self._good.all() else _picked(batch, torch.from_numpy(np.flatnonzero(self._good)))
+
+
+def beside(source: Source, seed: int, epoch: int, index_B: Indices) -> dict[str, dict[str, Tensor]]:
+    """Return the `tokens` and `targets` of a batch of samples."""
+    tokens = {name: torch.from_numpy(rows) for name, rows in source.tokens(seed, epoch, index_B).items()}
+    targets = {name: torch.from_numpy(rows) for name, rows in source.targets(index_B).items()}
+    return {"tokens": tokens, "targets": targets}
 
 
 def replacements(seed: int, index: int, size: int, first: int = 0) -> Indices:
@@ -270,6 +278,8 @@ def _picked(batch: Batch, rows: Tensor) -> Batch:
         views={name: view[:, rows] for name, view in batch.views.items()},
         clips={name: clip[:, rows] for name, clip in batch.clips.items()},
         masks={name: mask[:, rows] for name, mask in batch.masks.items()},
+        tokens={name: row[rows] for name, row in batch.tokens.items()},
+        targets={name: row[rows] for name, row in batch.targets.items()},
         index_B=batch.index_B[rows],
         labels_B=None if batch.labels_B is None else batch.labels_B[rows],
     )

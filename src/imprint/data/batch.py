@@ -23,7 +23,8 @@ class Batch:
         places: by mask name where the mask is True, int64 indices into its flattened (V B N), ascending; made by
             `prepared` while the masks are still on the host, so that nobody waits for a device to know how many.
         clips: video by name, (V, B, T, C, H, W).
-        tokens: text by name, (B, L) int64.
+        tokens: text by name, (B, L) int64, -1 where there is no token; and integers that belong to it.
+        targets: numbers that belong to samples, by name, (B, ...): soft labels, what a teacher said.
         index_B: position of each sample in its source, int64.
         labels_B: int64 class labels, or None for an unlabelled source.
     """
@@ -33,6 +34,7 @@ class Batch:
     places: dict[str, Tensor] = field(default_factory=dict)
     clips: dict[str, Tensor] = field(default_factory=dict)
     tokens: dict[str, Tensor] = field(default_factory=dict)
+    targets: dict[str, Tensor] = field(default_factory=dict)
     index_B: Tensor
     labels_B: Tensor | None = None
 
@@ -48,6 +50,7 @@ class Batch:
             places={k: fn(v) for k, v in self.places.items()},
             clips={k: fn(v) for k, v in self.clips.items()},
             tokens={k: fn(v) for k, v in self.tokens.items()},
+            targets={k: fn(v) for k, v in self.targets.items()},
             index_B=fn(self.index_B),
             labels_B=None if self.labels_B is None else fn(self.labels_B),
         )
@@ -65,6 +68,7 @@ class Batch:
             places={},
             clips=cut_second(self.clips),
             tokens={k: v[start:stop] for k, v in self.tokens.items()},
+            targets={k: v[start:stop] for k, v in self.targets.items()},
             index_B=self.index_B[start:stop],
             labels_B=None if self.labels_B is None else self.labels_B[start:stop],
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,8 @@ import numpy.typing as npt
 from imprint.core.errors import ConfigError, DataError
 from imprint.data.headers import Layout
 from imprint.data.sources import Labels, Sample, Source, digest
+
+Picked = npt.NDArray[np.int64]
 
 
 class Subset(Source):
@@ -24,7 +27,7 @@ class Subset(Source):
                 f"a subset of '{source.spec}' asks for sample {int(picked.max())} (smallest {int(picked.min())}), "
                 f"but there are {len(source)}."
             )
-        self.source, self.indices = source, picked
+        self.source, self.indices, self.pixels = source, picked, source.pixels
         self.spec = f"{source.spec}[{picked.size} of {len(source)}]"
         self.labels = None if source.labels is None else np.asarray(source.labels[picked], dtype=np.int64)
         self.classes = source.classes
@@ -40,6 +43,14 @@ class Subset(Source):
     def name(self, i: int) -> str:
         """Return its name in the full source."""
         return self.source.name(int(self.indices[i]))
+
+    def tokens(self, seed: int, epoch: int, index_B: Picked) -> dict[str, Picked]:
+        """Return the texts of these samples."""
+        return self.source.tokens(seed, epoch, self.indices[index_B])
+
+    def targets(self, index_B: Picked) -> dict[str, npt.NDArray[Any]]:
+        """Return what is known about these samples."""
+        return self.source.targets(self.indices[index_B])
 
     @cached_property
     def layout(self) -> Layout:

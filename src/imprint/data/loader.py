@@ -17,6 +17,7 @@ from imprint.data.batch import Batch
 from imprint.data.mask_kinds import Mask
 from imprint.data.quarantine import Quarantine
 from imprint.data.sources import Source, spread
+from imprint.data.text_assembly import TextAssembly
 from imprint.data.views import Clip, View
 
 
@@ -32,7 +33,7 @@ class Loader:
 
     Args:
         source: where images come from.
-        views: what to cut; clips where the source is a ClipSource.
+        views: what to cut; clips where the source is a ClipSource; none where it has no pixels.
         masks: patch masks to draw.
         batch_size: samples per step over all ranks.
         seed: the run's seed.
@@ -80,9 +81,13 @@ class Loader:
         self._rank, self._world = rank, world
         self.quarantine = Quarantine(source, quarantine_path, bad_limit)
         self.workers = checked_workers(workers, world)
-        self._assembly = Assembly(
-            source, views, self.quarantine, workers=self.workers, prefetch=prefetch, pin_memory=pin_memory
-        )
+        self._assembly: Assembly | TextAssembly
+        if source.pixels:
+            self._assembly = Assembly(
+                source, views, self.quarantine, workers=self.workers, prefetch=prefetch, pin_memory=pin_memory
+            )
+        else:
+            self._assembly = TextAssembly(source, prefetch=prefetch)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -32,15 +32,17 @@ Labels = npt.NDArray[np.int64]
 
 
 class Source(ABC):
-    """A finite, ordered set of images.
+    """A finite, ordered set of images, or of texts (`pixels` False).
 
     Attributes:
         spec: the words it was opened with.
+        pixels: whether samples are images; text alone has none.
         labels: int64 class of each sample, or None when the source has no labels.
         classes: class names by label; empty without labels.
     """
 
     spec: str = ""
+    pixels: bool = True
     labels: Labels | None = None
     classes: tuple[str, ...] = ()
 
@@ -92,6 +94,14 @@ class Source(ABC):
     def dtype(self) -> np.dtype[Any]:
         """uint8 or uint16, the depth samples are delivered in."""
         return self.layout.dtype
+
+    def tokens(self, seed: int, epoch: int, index_B: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
+        """Return what stands in `Batch.tokens` of these samples, a pure function of the arguments; {} without text."""
+        return {}
+
+    def targets(self, index_B: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+        """Return what stands in `Batch.targets` of these samples; {} where nothing is known about them."""
+        return {}
 
     def order(self, *, batch_size: int, seed: int, shuffle: bool, drop_last: bool, rank: int, world: int) -> Order:
         """Return which samples form which step; see `Sampler`."""

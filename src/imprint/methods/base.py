@@ -11,10 +11,12 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from imprint.backbones.encoder import Encoder
+from imprint.backbones.text_tokenizer import TextTokenizer
 from imprint.core.errors import ConfigError
 from imprint.core.progress import Progress
 from imprint.data.batch import Batch, Normalise
 from imprint.data.mask_kinds import Mask
+from imprint.data.texts import Texts
 from imprint.data.views import Clip, View
 
 
@@ -97,6 +99,15 @@ class Method(nn.Module):
         return ()
 
     @classmethod
+    def texts(cls, cfg: MethodConfig) -> Texts | None:
+        """Return the rows of tokens the method learns from, beside images or (with no views) alone; None without text.
+
+        A method with text has a field `vocabulary` in its configuration, 0 for as many tokens as the run's tokenizer
+        has; the trainer fills it in.
+        """
+        return None
+
+    @classmethod
     def masks(cls, cfg: MethodConfig, image_size: int, patch_size: int) -> tuple[Mask, ...]:
         """Return the masks drawn in the data path."""
         return ()
@@ -141,6 +152,20 @@ class Method(nn.Module):
         """Learn how images are normalised: called once after construction, for methods that need the colours
         themselves.
         """
+
+    def tokenized_by(self, tokenizer: TextTokenizer) -> None:
+        """Learn which tokenizer makes the tokens: called once after construction, for methods with text.
+
+        Until then the special tokens have the ids of a tokenizer that is learned here (`text_tokenizer.SPECIAL`).
+        """
+
+    def judge(self, batch: Batch, t: Progress) -> tuple[Tensor, Tensor]:
+        """Return the loss in nats (T,) of every token that is predicted in a batch of text, and these tokens (T,).
+
+        Methods of text alone have it; held-out text is judged by it, in evaluation mode and without gradient. What is
+        drawn (masks) must depend on the batch only and not on `t`, so that all checkpoints are asked the same.
+        """
+        raise TypeError(f"{type(self).__name__} predicts no tokens")
 
     def classify(self, images_BCHW: Tensor) -> Tensor | None:
         """Return class logits (B, K) when the method has a classifier of its own; the probe scores it on `val`."""

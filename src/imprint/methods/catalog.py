@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from imprint.core.errors import unknown
 
@@ -25,6 +25,7 @@ class Row:
         year: of first publication.
         parity: numeric cases in tests/parity that it must reproduce.
         figure: the paper's figure that a paper recipe aims at.
+        takes: what it learns from: images, images with captions, or text.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Row:
     year: int
     parity: tuple[str, ...]
     figure: str
+    takes: Literal["images", "pairs", "text"] = "images"
 
 
 CATALOG: tuple[Row, ...] = (
@@ -202,6 +204,42 @@ CATALOG: tuple[Row, ...] = (
     Row(
         "rcdm", "RCDM", "generative", "RCDM", "2112.09164", 2021, (),
         "samples that keep what the representation knows",
+    ),
+    Row(
+        "distill", "Distillation", "teachers", "Knowledge distillation", "1503.02531", 2015, ("distillation",),
+        "MNIST test errors: teacher 67, small net alone 146, distilled 74",
+    ),
+    Row(
+        "deit", "DeiT", "teachers", "DeiT", "2012.12877", 2020, ("distillation",),
+        "ImageNet-1k: DeiT-B distilled 83.4 (300 ep), 81.8 without a teacher",
+    ),
+    Row(
+        "noisy_student", "NoisyStudent", "teachers", "Noisy Student", "1911.04252", 2019, ("distillation",),
+        "ImageNet-1k: EfficientNet-L2 88.4 with JFT",
+    ),
+    Row(
+        "clip", "CLIP", "image-text", "CLIP", "2103.00020", 2021, ("clip",),
+        "ImageNet-1k zero-shot: R50 59.6, ViT-L/14@336 76.2", "pairs",
+    ),
+    Row(
+        "siglip", "SigLIP", "image-text", "SigLIP", "2303.15343", 2023, (),
+        "ImageNet-1k zero-shot, ViT-L/16: 79.1 (from scratch, batch 32k: 73.4 with ViT-B/16)", "pairs",
+    ),
+    Row(
+        "bert", "BERT", "language", "BERT", "1810.04805", 2018, (),
+        "GLUE test: base 79.6, large 82.1", "text",
+    ),
+    Row(
+        "roberta", "RoBERTa", "language", "RoBERTa", "1907.11692", 2019, (),
+        "GLUE dev, large: MNLI 90.2, SST-2 96.4", "text",
+    ),
+    Row(
+        "albert", "ALBERT", "language", "ALBERT", "1909.11942", 2019, (),
+        "GLUE dev, xxlarge: MNLI 90.8, SST-2 96.9", "text",
+    ),
+    Row(
+        "gpt", "GPT", "language", "GPT", "Radford 2018", 2018, (),
+        "GLUE test: 72.8; GPT-3 (2005.14165): few-shot LAMBADA 86.4", "text",
     ),
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ from imprint.core.errors import ConfigError
 from imprint.core.progress import Duration, Epochs, Steps
 from imprint.core.schedules import Schedule, constant
 from imprint.data.labelled import Labelled
+from imprint.data.texts import TextConfig
 from imprint.methods.base import MethodConfig
 
 
@@ -160,6 +161,7 @@ class DataConfig:
             processes together.
         images: how many images the stream has, where you know; otherwise a length in epochs counts them first.
         labelled: use a part of the labels only (a few-label stage), or None for all there are.
+        text: how texts become tokens, for methods that read them; None otherwise.
     """
 
     train: tuple[str, ...] = ()
@@ -171,6 +173,7 @@ class DataConfig:
     window: int = 4096
     images: int | None = None
     labelled: Labelled | None = None
+    text: TextConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,13 @@ from imprint.core.progress import Epochs
 from imprint.data.clips import ClipSource
 from imprint.data.sources import Source, open_source
 from imprint.data.stream import Stream, is_streamable, open_stream
+from imprint.data.texts import TextConfig
 from imprint.data.video_sources import videos_of
 from imprint.dist.collectives import broadcast_object
 from imprint.dist.world import World
-from imprint.methods.catalog import method_class
+from imprint.methods.catalog import method_class, row
 from imprint.train.config import RunConfig
+from imprint.train.texts import open_words
 
 
 def open_images(config: RunConfig, world: World, source: Source | None) -> tuple[RunConfig, Source]:
@@ -34,8 +36,8 @@ def open_images(config: RunConfig, world: World, source: Source | None) -> tuple
     data = config.data
     if source is not None:
         return config, source
-    if data.stream == "off":
-        return config, open_source(data.train)
+    if data.stream == "off" or row(config.name).takes != "images":
+        return config, opened(config)
     if data.stream == "auto" and not is_streamable(data.train):
         return config, open_source(data.train)
     stream = open_stream(data.train, seed=config.seed, window=data.window, images=data.images, processes=world.size)
@@ -49,6 +51,20 @@ def open_images(config: RunConfig, world: World, source: Source | None) -> tuple
             stream.images = broadcast_object(stream.chain.count() if world.main else 0)
             config = dataclasses.replace(config, data=dataclasses.replace(data, images=stream.images))
     return config, stream
+
+
+def opened(config: RunConfig) -> Source:
+    """Return the training data as the method takes them: images, images with captions, or texts.
+
+    Raises:
+        DataError: when they cannot be opened.
+        ConfigError: for words that name none.
+    """
+    takes, words = row(config.name).takes, config.data.train
+    if takes == "images":
+        return open_source(words)
+    text = config.data.text or TextConfig()
+    return open_words(words, takes, text)
 
 
 def as_clips(config: RunConfig, images: Source) -> Source:

@@ -38,7 +38,7 @@ from imprint.train.precision import (
     steady_convolutions,
     to_channels_last,
 )
-from imprint.train.probe import OnlineProbe
+from imprint.train.probe import online_probe
 from imprint.train.recompute import recompute_activations
 from imprint.train.run import Run, write_config
 from imprint.train.runlog import RunLog
@@ -47,6 +47,7 @@ from imprint.train.signals import StopRequest
 from imprint.train.stages import inherit, with_classes
 from imprint.train.state import restore, snapshot, tensors_of
 from imprint.train.step import Stepper
+from imprint.train.texts import read_texts
 
 
 def train(
@@ -91,13 +92,15 @@ def train(
     plan, whole = open_images(plan, world, source)
     images, known = labelled_part(whole, plan.data.labelled, folder)
     images = as_clips(plan, images)
+    plan, reading = read_texts(plan, images, folder, world)
+    images = images if reading is None else reading.rows
     if cls.needs_labels and images.labels is None:
         raise DataError(f"{plan.name} learns from labels, and '{images.spec}' has none: use one folder per class.")
     if cls.needs_labels and len(images.classes) == 1:
         raise DataError(f"{plan.name} learns to tell classes apart, and '{images.spec}' has one class only.")
     plan = with_classes(plan, images, folder)
     torch.manual_seed(seed_of(plan.seed, "weights"))
-    method, loader = build(plan, images, folder, world)
+    method, loader = build(plan, images, folder, world, None if reading is None else reading.tokenizer)
     inherit(method, plan, folder)
     if checkpoint is None:
         fit(method, images, plan)
@@ -126,7 +129,7 @@ def train(
         shard=(world.rank, world.size) if plan.shard == "optimizer" else None,
     )
     stepper = Stepper(plan, method, optimizer, world, precision)
-    probe = OnlineProbe(plan, whole, world) if plan.probe_every is not None and world.main else None
+    probe = online_probe(plan, whole, reading, world) if plan.probe_every is not None and world.main else None
     warmup_steps = min(clock.steps_per_epoch, clock.total_steps // 10)
     monitor = CollapseMonitor(warmup_steps, row(plan.name).family, cls.dangers(plan.method))
     sizes = {"prototypes": int(getattr(plan.method, "prototypes", 0))}
@@ -161,7 +164,7 @@ def train(
         nonlocal best
         improved = False
         if probe is not None:
-            values = probe(method.encoder) | probe.classified(method)
+            values = probe.judge(method)
             log.values(t, values)
             for text in monitor.look(t.step, values, {**sizes, "rank": probe.rank_bound}):
                 log.event(t, text, kind="warning")

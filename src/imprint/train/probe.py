@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import torch
 
@@ -17,9 +19,38 @@ from imprint.evals.linear import LinearConfig, probe
 from imprint.methods.base import Method
 from imprint.ops.ranks import per_dimension_std, rankme
 from imprint.train.config import RunConfig
+from imprint.train.texts import Reading
 
 TEST_SHARE = 5
 """Without a source of its own, every fifth labelled training image serves as a test image."""
+
+
+class Probe(Protocol):
+    """Judges a method while it trains.
+
+    Attributes:
+        main: the metric, the higher the better, that decides which checkpoint is the best; None without one.
+        rank_bound: the largest rank that the features can have; 0 where none is measured.
+    """
+
+    main: str | None
+    rank_bound: int
+
+    def judge(self, method: Method) -> dict[str, float]:
+        """Return figures by name."""
+
+
+def online_probe(config: RunConfig, source: Source, reading: Reading | None, world: World) -> Probe:
+    """Return what judges a method of this configuration: by its images, by held-out pairs, or by held-out text."""
+    if reading is None:
+        return OnlineProbe(config, source, world)
+    if source.pixels:
+        from imprint.train.pair_probe import PairProbe
+
+        return PairProbe(config, reading, world)
+    from imprint.train.text_probe import TextProbe
+
+    return TextProbe(config, reading, world)
 
 
 class OnlineProbe:
@@ -48,6 +79,10 @@ class OnlineProbe:
                 self.test = None
         self.main = "probe/knn_top1" if self.test is not None else None
         self.rank_bound = len(self.bank)
+
+    def judge(self, method: Method) -> dict[str, float]:
+        """Return what the method's encoder, and its classifier where it has one, are worth."""
+        return self(method.encoder) | self.classified(method)
 
     def __call__(self, encoder: Encoder) -> dict[str, float]:
         """Return `rank/*` and, with labels, `probe/*` (percent)."""

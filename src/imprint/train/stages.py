@@ -14,12 +14,14 @@ from imprint.backbones.stored import description_of
 from imprint.core.errors import CheckpointError, ConfigError, DataError
 from imprint.core.stages import is_staged, stage_folder
 from imprint.data.labelled import labelled_part
-from imprint.data.sources import Source, open_source
+from imprint.data.sources import Source
 from imprint.methods.base import Method
 from imprint.methods.catalog import method_class
 from imprint.train.build import build_method
 from imprint.train.config import RunConfig
+from imprint.train.images import opened
 from imprint.train.run import Run
+from imprint.train.texts import stored_tokenizer
 
 Stages = tuple[RunConfig, ...]
 
@@ -47,7 +49,7 @@ def check_stages(stages: Stages, folder: Path, source: Source | None) -> None:
         raise ConfigError("a run of several stages needs at least one.")
     for number, stage in enumerate(stages, 1):
         named = f"stage {number} ({stage.stage or stage.name})"
-        images = source if source is not None else open_source(stage.data.train)
+        images = source if source is not None else opened(stage)
         if method_class(stage.name).needs_labels and images.labels is None:
             raise DataError(f"{named} learns from labels, and '{images.spec}' has none: use one folder per class.")
         wanted = stage.data.labelled
@@ -90,7 +92,8 @@ def rebuilt(run: Run) -> Method:
     described = description_of(run.path)
     if checkpoint is None or described is None:
         raise CheckpointError(f"{run.path} has no checkpoint or no encoder to start from.")
-    method = build_method(run.config, int(described[1]["encoder"]["channels"]))
+    channels = int(described[1]["encoder"]["channels"])
+    method = build_method(run.config, channels, stored_tokenizer(run.path))
     inherit(method, run.config, run.path)
     try:
         method.load_state_dict(checkpoint.tensors("model"))
@@ -136,7 +139,9 @@ def state_of(folder: Path) -> str:
 
 def leave_encoder(folder: Path, last: Path) -> None:
     """Copy the last stage's encoder beside `stages.json`: the run is then an encoder like any other."""
-    for name in ("encoder.safetensors", "encoder.json"):  # the description last: it makes the copy count
+    for name in ("encoder.tokenizer.json", "encoder.safetensors", "encoder.json"):  # the description makes it count
+        if not (last / name).is_file():
+            continue
         aside = folder / f".{name}.tmp"
         shutil.copyfile(last / name, aside)
         aside.replace(folder / name)
