@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from imprint.evals.protocol import Protocol
 
 
-Takes = Literal["images", "several", "pairs", "boxes", "masks", "video"]
+Takes = Literal["images", "several", "pairs", "boxes", "masks", "video", "text"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,14 @@ CATALOG: tuple[Row, ...] = (
     Row("video", "Video", False, False, "masks of the first frame carried through a video: J&F", "video"),
     Row(
         "video_oneshot", "VideoOneShot", False, False, "a patch classifier fitted on one frame scores the rest", "video"
+    ),
+    Row(
+        "text_classification",
+        "TextClassification",
+        True,
+        True,
+        "a language model fine-tuned (or frozen) with a classifier on labelled texts",
+        "text",
     ),
     Row("labelfree", "LabelFree", False, False, "RankMe, LiDAR, alpha-ReQ and other measures that need no labels"),
 )
