@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from imprint.backbones.encoder import Encoder
+from imprint.backbones.language_model import LanguageModel
 from imprint.backbones.load import load_encoder, load_normalise
 from imprint.backbones.pixel_transformer import PixelTransformer
 from imprint.backbones.stored import IMAGENET_MEAN, IMAGENET_STD, description_of
 from imprint.core.errors import ConfigError, unknown
 from imprint.export.check import ExportResult, Subject, subject
+from imprint.export.language import export_language
 
 FORMATS: dict[str, tuple[str, str]] = {
     "safetensors": ("imprint.export.native", "export_safetensors"),
@@ -58,7 +60,15 @@ def export(
         stored = description_of(encoder)
         if stored is not None and stored[0].resolve() in (out.resolve(), (out / stored[0].name).resolve()):
             raise ConfigError(f"{stored[0]} is what would be exported; choose another place for --out.")
-    source = _subject(encoder, mean, std, provenance)
+    if not isinstance(encoder, Encoder):
+        stored_as, encoder = encoder, load_encoder(encoder)
+    else:
+        stored_as = None
+    if isinstance(encoder, LanguageModel):
+        described = None if stored_as is None else description_of(stored_as)
+        known = provenance if described is None or provenance is not None else described[1].get("provenance")
+        return export_language(encoder, format, out, known)
+    source = _subject(encoder, stored_as, mean, std, provenance)
     if isinstance(source.encoder, PixelTransformer) and format not in ("safetensors", "onnx"):
         raise ConfigError(
             f"'{source.encoder.name}' is Imprint's own network, which {format} does not have. Use --format safetensors "
@@ -70,7 +80,8 @@ def export(
 
 
 def _subject(
-    encoder: Encoder | str | Path,
+    model: Encoder,
+    stored_as: str | Path | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     provenance: Mapping[str, Any] | None,
@@ -78,14 +89,12 @@ def _subject(
     own_mean: tuple[float, ...]
     own_std: tuple[float, ...]
     own_mean, own_std = IMAGENET_MEAN, IMAGENET_STD
-    if isinstance(encoder, Encoder):
-        if encoder.channels != len(own_mean):
+    if stored_as is None:
+        if model.channels != len(own_mean):
             own_mean, own_std = (sum(own_mean) / 3,), (sum(own_std) / 3,)
-        model = encoder
     else:
-        model = load_encoder(encoder)
-        own_mean, own_std = load_normalise(encoder)
-        described = description_of(encoder)
+        own_mean, own_std = load_normalise(stored_as)
+        described = description_of(stored_as)
         if provenance is None and described is not None:
             provenance = described[1].get("provenance")
     return subject(model, tuple(mean or own_mean), tuple(std or own_std), provenance)
