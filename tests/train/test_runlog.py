@@ -108,7 +108,7 @@ def test_plain_lines_come_seldom_and_at_the_end(monkeypatch, capfd):
         plain.show({**LINE, "step": step})
     text = capfd.readouterr().err.splitlines()
     assert [line.split()[1] for line in text] == ["4/10", "8/10", "10/10"]
-    assert "loss 1.2346  812 images/s  data wait 3%  2.0 GB" in text[0]
+    assert "loss 1.2346  812 samples/s  data wait 3%  2.0 GB" in text[0]
     assert text[0].endswith("0:24 left")
 
 
@@ -131,5 +131,5 @@ def test_which_console(monkeypatch):
 
 
 def test_texts():
-    assert summary({**LINE, "loss": None}).startswith("812 images/s")
+    assert summary({**LINE, "loss": None}).startswith("812 samples/s")
     assert [duration(s) for s in (0, 59.9, 61, 3723)] == ["0:00", "0:59", "1:01", "1:02:03"]

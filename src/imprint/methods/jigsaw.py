@@ -185,6 +185,10 @@ class Jigsaw(Method):
         logits: Tensor = self.head(shown_BKTW.flatten(0, 1))
         return logits.unflatten(0, names_BK.shape)
 
+    def chance(self) -> float:
+        """Share of right answers of one who guesses."""
+        return 1 / len(self.permutations_PT)
+
     @torch.no_grad()
     def solved(self, batch: Batch, t: Progress) -> Tensor:
         """Return the share of its puzzles whose order is named rightly, for each image (B,)."""

@@ -90,6 +90,10 @@ class Rotation(Method):
         rotations, images, _ = logits_RBR.shape
         return torch.arange(rotations, device=logits_RBR.device)[:, None].expand(rotations, images)
 
+    def chance(self) -> float:
+        """Share of right answers of one who guesses."""
+        return 1 / len(self.cfg.angles)
+
     @torch.no_grad()
     def solved(self, batch: Batch, t: Progress) -> Tensor:
         """Return the share of its rotations that are named rightly, for each image (B,)."""

@@ -91,7 +91,7 @@ def summary(line: dict[str, Any]) -> str:
     """Return loss, speed, waiting and memory in one short text."""
     loss = f"loss {line['loss']:.4f}  " if isinstance(line.get("loss"), float) else ""
     return (
-        f"{loss}{line['images_per_s']:.0f} images/s  data wait {100 * line['data_wait']:.0f}%  "
+        f"{loss}{line['images_per_s']:.0f} samples/s  data wait {100 * line['data_wait']:.0f}%  "
         f"{line['memory_mb'] / 1024:.1f} GB"
     )
 

@@ -19,6 +19,7 @@ from imprint.evals.linear import LinearConfig, probe
 from imprint.methods.base import Method
 from imprint.ops.ranks import per_dimension_std, rankme
 from imprint.train.config import RunConfig
+from imprint.train.pretext import OwnTask
 from imprint.train.texts import Reading
 
 TEST_SHARE = 5
@@ -79,10 +80,11 @@ class OnlineProbe:
                 self.test = None
         self.main = "probe/knn_top1" if self.test is not None else None
         self.rank_bound = len(self.bank)
+        self.own_task = OwnTask(config, world)
 
     def judge(self, method: Method) -> dict[str, float]:
-        """Return what the method's encoder, and its classifier where it has one, are worth."""
-        return self(method.encoder) | self.classified(method)
+        """Return what the encoder is worth, and the classifier and the answers to its own task of a method with any."""
+        return self(method.encoder) | self.classified(method) | self.own_task(method)
 
     def __call__(self, encoder: Encoder) -> dict[str, float]:
         """Return `rank/*` and, with labels, `probe/*` (percent)."""

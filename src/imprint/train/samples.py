@@ -17,14 +17,20 @@ IMAGES = 16
 def write_views(folder: Path, batch: Batch) -> None:
     """Write `samples/views.safetensors`: by view name the crops of a few images, integers (V, n, C, H, W).
 
-    Frames of clips stand as further crops.
+    Frames of clips stand as further crops; rows of tokens are (n, L) under `tokens:NAME`.
     """
     few = batch.part(0, min(IMAGES, len(batch)))
     clips = {name: clip.transpose(1, 2).flatten(0, 1).contiguous() for name, clip in few.clips.items()}
     target = folder / "samples"
     target.mkdir(exist_ok=True)
     write_tensors(
-        target / "views.safetensors", {**few.views, **clips, **{f"mask:{k}": v for k, v in few.masks.items()}}
+        target / "views.safetensors",
+        {
+            **few.views,
+            **clips,
+            **{f"mask:{k}": v for k, v in few.masks.items()},
+            **{f"tokens:{k}": v.contiguous() for k, v in few.tokens.items()},
+        },
     )
 
 

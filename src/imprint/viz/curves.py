@@ -22,7 +22,7 @@ _KNOWN: tuple[tuple[str, tuple[str, ...], str, float], ...] = (
     ("Peak memory", ("memory_mb",), " MB", 1.0),
     ("Gradient norm", ("grad_norm",), "", 1.0),
 )
-_TITLES = {"probe": "Online probes", "rank": "Label-free ranks"}
+_TITLES = {"probe": "Online probes", "pretext": "Its own task, on held-out images", "rank": "Label-free ranks"}
 
 
 def series(metrics: Metrics, key: str, factor: float = 1.0, name: str | None = None) -> Series:
@@ -45,12 +45,13 @@ def curves(metrics: Metrics) -> list[Chart]:
         used.update(names)
         if lines:
             charts.append(Chart(title, lines, unit))
-    percent = [k for k in keys if k.startswith("probe/") and "top" in k]
     probes = []
-    if percent:
-        lines = tuple(series(metrics, k, name=k.removeprefix("probe/")) for k in percent)
-        probes.append(Chart(_TITLES["probe"], lines, " %", dots=True))
-    used.update(percent)
+    for kind in ("probe", "pretext"):
+        percent = [k for k in keys if k.startswith(f"{kind}/") and (kind == "pretext" or "top" in k)]
+        if percent:
+            lines = tuple(series(metrics, k, name=k.removeprefix(f"{kind}/")) for k in percent)
+            probes.append(Chart(_TITLES[kind], lines, " %", dots=True))
+        used.update(percent)
     rest = [k for k in keys if k not in used]
     ranks = [Chart(_pretty(k), (series(metrics, k),), dots=True) for k in rest if k.startswith(("rank/", "probe/"))]
     others = [Chart(_pretty(k), (series(metrics, k),)) for k in rest if not k.startswith(("rank/", "probe/"))]

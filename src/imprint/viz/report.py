@@ -12,6 +12,7 @@ from imprint.viz import sections
 from imprint.viz.evaluation_page import evaluation_section
 from imprint.viz.page import Section, page, write_page
 from imprint.viz.run_folder import RunFolder
+from imprint.viz.text_rows import text_sections
 
 
 def build_report(
@@ -52,8 +53,14 @@ def build_report(
     parts = [
         _safe("curves", "Curves", lambda: [sections.curve_section(run)]),
         _safe("evaluations", "Evaluations", lambda: [evaluation_section(run)]),
-        _safe("views", "Views", lambda: [sections.views_section(run)]),
-        _safe("reconstructions", "Reconstructions", lambda: [sections.reconstruction_section(run)]),
+        _safe("own-task", "Its own task", lambda: sections.own_task_sections(run)),
+        _safe("views", "Views", lambda: [sections.views_section(run)] if run.takes != "text" else []),
+        _safe("text", "Text", lambda: text_sections(run)),
+        _safe(
+            "reconstructions",
+            "Reconstructions",
+            lambda: [sections.reconstruction_section(run)] if run.takes != "text" else [],
+        ),
         _safe("gallery", "Neighbours, map and attention", lambda: _gallery(run, images, workers, device)),
         _safe("cost", "Cost", lambda: [sections.cost_section(run)]),
         _safe("events", "Events", lambda: [sections.notes_section(run)]),
@@ -78,6 +85,8 @@ def _gallery(run: RunFolder, images: int | None, workers: int | None, device: st
     from imprint.viz.embedding_map import LIMIT
     from imprint.viz.run_folder import Absent
 
+    if run.takes == "text":  # nothing to map, and no reason to say so
+        return []
     if images is None:
         slow = run.image_size > 64 and (
             isinstance(run.encoder, Absent) or pick_device(device, run.encoder).type == "cpu"

@@ -92,6 +92,13 @@ class RunFolder:
         return value if isinstance(value, dict) else {}
 
     @property
+    def takes(self) -> str:
+        """What the run's method learns from: `images`, `pairs` or `text`; `images` for a method nobody knows."""
+        from imprint.methods.catalog import CATALOG
+
+        return next((row.takes for row in CATALOG if row.name == self.config.get("name")), "images")
+
+    @property
     def normalise(self) -> Normalise:
         """The pixel normalisation the run trained with."""
         data, default = self.part("data"), Normalise()
@@ -123,8 +130,14 @@ class RunFolder:
         train = data.get("train") or []
         wanted = [data["val"]] if data.get("val") else ([train] if isinstance(train, str) else list(train))
         if not wanted:
-            return Absent("The run's configuration names no data source (it trained on images in memory).")
+            return Absent("The run's configuration names no data source (it trained on data in memory).")
+        if self.takes == "text":
+            return Absent("The run learned from text.")
         try:
+            if self.takes == "pairs":
+                from imprint.data.pairs import open_pairs
+
+                return open_pairs(wanted[0]).images
             if not data.get("val") and data.get("stream", "off") != "off":
                 from imprint.data.stream import is_streamable, open_stream
 

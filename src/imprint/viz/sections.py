@@ -31,15 +31,23 @@ def summary(run: RunFolder) -> str:
     steps = int(run.metrics[-1]["step"]) if run.metrics else 0
     batch = int(run.config.get("batch_size") or 0)
     encoder = run.part("encoder")
-    known = None if isinstance(run.source, Absent) else len(run.source)
+    known, reads = None if isinstance(run.source, Absent) else len(run.source), run.takes == "text"
     values = [
         (
             "Method",
             str(run.config.get("name", "?")),
             f"recipe {run.config['recipe']}" if run.config.get("recipe") else "",
         ),
-        ("Encoder", str(encoder.get("name", "?")), f"{run.image_size} px, batch {batch}"),
-        ("Images seen", f"{steps * batch:,}", "" if known is None else f"{known:,} images in the source shown here"),
+        (
+            "Encoder",
+            str(encoder.get("name", "?")),
+            f"batch {batch}" if reads else f"{run.image_size} px, batch {batch}",
+        ),
+        (
+            "Rows seen" if reads else "Images seen",
+            f"{steps * batch:,}",
+            "" if known is None else f"{known:,} images in the source shown here",
+        ),
         ("Steps", f"{steps:,}", f"{run.metrics[-1].get('epoch', 0):.3g} epochs" if run.metrics else ""),
     ]
     times = run.column("time")
@@ -49,6 +57,10 @@ def summary(run: RunFolder) -> str:
     if best is not None:
         last = run.column(best[0])[-1]
         values.append(("Best kNN", f"{best[1]:.1f} %", f"online, at step {best[2]:,}; last {last:.1f} %"))
+    for name, title, unit in (("probe/gain", "Below a unigram model", "nats"), ("probe/r@10", "Best R@10", "%")):
+        found = run.best(name)
+        if found is not None:
+            values.append((title, f"{found[1]:.2f} {unit}", f"held out, at step {found[2]:,}"))
     losses = run.column("loss")
     if losses:
         values.append(("Loss", charts.label(losses[-1]), f"first {charts.label(losses[0])}"))
@@ -124,6 +136,23 @@ def reconstruction_section(run: RunFolder) -> Section:
         about += " Visible patches are copied into the reconstruction."
     body = f'<p class="about">{text(about)}</p>{figure(reconstructions(pictures), "reconstructions")}'
     return Section("reconstructions", "Reconstructions", body)
+
+
+def own_task_sections(run: RunFolder) -> list[Section]:
+    """Return how often the method answers its own question rightly on held-out images; no section where none is."""
+    right, chance = run.column("pretext/accuracy"), run.column("pretext/chance")
+    if not right or not chance:
+        return []
+    about = (
+        f"The question that {run.config.get('name')} learns by, asked about images of "
+        f"{run.part('data').get('val')}, cut as in training. The answers tell whether the task was learned, not what "
+        "the features are worth: a task can be solved by a shortcut."
+    )
+    values = [
+        ("Right answers", f"{right[-1]:.1f} %", f"first {right[0]:.1f} %"),
+        ("By guessing", f"{chance[-1]:.3g} %", ""),
+    ]
+    return [Section("own-task", "Its own task", f'<p class="about">{text(about)}</p>{cards(values)}')]
 
 
 def cost_section(run: RunFolder) -> Section:
