@@ -133,6 +133,8 @@ def config_of(name: str):
         method = dataclasses.replace(method, noise=0.0)
     if getattr(method, "dropout", None):
         method = dataclasses.replace(method, dropout=0.0)
+    if getattr(method, "classes", None) == 0:  # the trainer would ask the labels, which `fixed_batch` makes
+        method = dataclasses.replace(method, classes=3)
     return dataclasses.replace(base, method=method, encoder=encoder, optim=optim, batch_size=16, precision="fp32")
 
 

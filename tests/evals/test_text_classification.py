@@ -1,4 +1,4 @@
-"""Text classification: networks of both kinds learn a class from a word, resume, and keep their weights to themselves."""
+"""Text classification: networks of both kinds learn a class from a word and keep their own weights."""
 
 import copy
 

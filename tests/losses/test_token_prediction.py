@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from imprint.core.errors import ConfigError
 from imprint.losses import token_prediction
-from imprint.losses.token_prediction import token_cross_entropy
+from imprint.losses.token_prediction import token_cross_entropy, token_nats
 
 
 def inputs(dtype=torch.float64, tokens=23, width=6, classes=11):
@@ -67,3 +68,36 @@ def test_autocast_multiplies_in_its_precision_and_sums_in_float32():
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(plain.item(), rel=2e-2)
     loss.backward()
     assert hidden.grad.dtype == torch.float32 and weight.grad.dtype == torch.float32
+
+
+def test_weights_make_a_mean_over_some_tokens(monkeypatch):
+    hidden, weight, bias, target = inputs()
+    chosen = torch.tensor([2, 3, 11, 22])
+    learned = (hidden, weight, bias)
+    naive, naive_right = token_cross_entropy(hidden[chosen], weight, target[chosen], bias)
+    expected = torch.autograd.grad(2 * naive, learned)
+    share = torch.zeros(23, dtype=torch.float64).index_fill(0, chosen, 0.25)
+    for size in (1, 55, 10_000):
+        monkeypatch.setattr(token_prediction, "LOGITS", size)
+        loss, right = token_cross_entropy(hidden, weight, target, bias, share)
+        torch.testing.assert_close((loss, right), (naive, naive_right))
+        for found, wanted in zip(torch.autograd.grad(2 * loss, learned), expected, strict=True):
+            torch.testing.assert_close(found, wanted)
+        assert (
+            torch.autograd.grad(token_cross_entropy(hidden, weight, target, bias, share)[0], hidden)[0][0].eq(0).all()
+        )
+    with pytest.raises(ConfigError, match="weights"):
+        token_cross_entropy(hidden, weight, target, bias, share[:5])
+
+
+def test_nats_of_every_token_are_those_whose_mean_is_the_loss(monkeypatch):
+    hidden, weight, bias, target = inputs()
+    loss, _ = token_cross_entropy(hidden, weight, target, bias)
+    for size in (1, 55, 10_000):
+        monkeypatch.setattr(token_prediction, "LOGITS", size)
+        nats = token_nats(hidden, weight, target, bias)
+        torch.testing.assert_close(nats, F.cross_entropy(hidden @ weight.T + bias, target, reduction="none").detach())
+        torch.testing.assert_close(nats.mean(), loss.detach())
+    assert not nats.requires_grad and token_nats(hidden[:0], weight, target[:0]).shape == (0,)
+    with pytest.raises(ConfigError, match="token_nats"):
+        token_nats(hidden, weight[:, :3], target)

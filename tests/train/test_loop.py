@@ -196,13 +196,10 @@ def test_the_best_checkpoint_by_knn_is_kept(tmp_path, tiny, source, monkeypatch)
         def __init__(self, *args):
             pass
 
-        def __call__(self, encoder):
+        def judge(self, method):
             return {"probe/knn_top1": next(scores), "rank/rankme": 6.0}
 
-        def classified(self, method):
-            return {}
-
-    monkeypatch.setattr(loop, "OnlineProbe", Scripted)
+    monkeypatch.setattr(loop, "online_probe", Scripted)
     run = train(tiny(length=Steps(8), probe_every=Steps(2), checkpoint_every=Steps(2)), tmp_path / "run", source=source)
     assert run.checkpoints.best_step == 4
     assert run.checkpoints.steps() == [4, 6, 8]

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from imprint.backbones import dvae_encoder as _dvae_encoder  # noqa: F401  (a backbone of ours, by timm's name)
 from imprint.backbones import torchvision_compat  # noqa: F401  (makes timm importable)
 from imprint.backbones.arch import Arch
+from imprint.backbones.dual_build import TOWER, image_tower, rebuild_dual
+from imprint.backbones.dual_encoder import DualEncoder
+from imprint.backbones.encoder import Encoder
+from imprint.backbones.initial import init_beit, init_xavier
 from imprint.backbones.language_model import PREFIX as TEXT
 from imprint.backbones.language_model import LanguageModel, build_language_model
 from imprint.backbones.parts import family_arguments
 from imprint.backbones.pixel_transformer import SIZES as PIXEL_MODELS
-from imprint.backbones.pixel_transformer import Backbone, PixelTransformer, build_pixel_transformer
+from imprint.backbones.pixel_transformer import Backbone, build_pixel_transformer
 from imprint.backbones.read import read_state
 from imprint.backbones.timm_beit import TimmBeit
 from imprint.backbones.timm_encoder import TimmEncoder
@@ -53,7 +57,8 @@ def build_encoder(
     weights: str | Path | None = None,
     vocabulary: int | None = None,
     context: int | None = None,
-) -> Backbone | LanguageModel:
+    text: Mapping[str, Any] | None = None,
+) -> Backbone | LanguageModel | DualEncoder:
     """Build an encoder.
 
     Weights are timm's random initialisation (from torch's global generator) unless `pretrained` or `weights` is given.
@@ -84,10 +89,11 @@ def build_encoder(
         weights: local .safetensors, .pth or run folder to start from; public layouts are recognised (see `convert`).
         vocabulary: tokens that a network for text (`text:bert`, `text:albert`, `text:gpt`, `text:gpt2`) knows.
         context: longest row of tokens it takes.
+        text: the text tower beside this image tower, as a stored `DualEncoder` describes it.
 
     Returns:
         A TimmEncoder (TimmViT, TimmBeit or TimmSwin where patches can be masked) or a PixelTransformer, in training
-        mode.
+        mode; with `text` a DualEncoder around it. A name that stands for a stored DualEncoder gives its image tower.
 
     Raises:
         ConfigError: for an unknown name (the nearest is named), sizes that do not fit together, options that do not
@@ -107,7 +113,7 @@ def build_encoder(
         return _language_model(config | {"vocabulary": vocabulary, "context": context}, weights)
     if is_stored(name):
         weights = weights or stored_weights(name)
-        own = stored_config(name)
+        own = {key: value for key, value in stored_config(name).items() if key != "text"}
         changed = {k: v for k, v in config.items() if k != "name" and v != _DEFAULTS.get(k)}
         config = {**config, **own, **changed}
     else:
@@ -120,9 +126,11 @@ def build_encoder(
         raise ConfigError(f"encoder '{name}': give pretrained or weights, not both; they are two different starts.")
     encoder: Backbone = build_pixel_transformer(config) if config["name"] in PIXEL_MODELS else _assemble(config)
     if init == "beit":
-        _init_beit(encoder)
+        init_beit(encoder)
     elif init != "timm":
-        _init_xavier(encoder, init)
+        init_xavier(encoder, init)
+    if text is not None:
+        return _dual(encoder, text, weights)
     if pretrained:
         _load_published(encoder)
     if weights is not None:
@@ -132,6 +140,24 @@ def build_encoder(
             weights = stored_weights(str(weights))
         _logger.info("%s", load_weights(encoder, weights))
     return encoder
+
+
+def _dual(vision: Backbone, text: Mapping[str, Any], weights: str | Path | None) -> DualEncoder:
+    from imprint.backbones.convert import load_state
+
+    dual = rebuild_dual(vision, text)
+    if weights is None:
+        return dual
+    state = read_state(Path(weights).expanduser())
+    _logger.info("%s", load_state(vision, image_tower(state), source=str(weights)))
+    rest = {name: value for name, value in state.items() if not name.startswith(TOWER)}
+    try:
+        lost = [name for name in dual.load_state_dict(rest, strict=False).missing_keys if not name.startswith(TOWER)]
+    except RuntimeError as error:
+        raise CheckpointError(f"'{weights}' does not fit its text tower: {error}") from error
+    if lost:
+        raise CheckpointError(f"'{weights}' lacks {len(lost)} weights of the text side, such as '{lost[0]}'.")
+    return dual
 
 
 def _language_model(config: Mapping[str, Any], weights: str | Path | None) -> LanguageModel:
@@ -311,57 +337,22 @@ def _small_stem(model: Any, config: dict[str, Any]) -> int:
     return int(model.feature_info[-1]["reduction"])
 
 
-def _init_beit(encoder: Backbone) -> None:
-    """Initialise a ViT as BEiT does (arXiv 2106.08254, Sec. 2.5; microsoft/unilm, modeling_pretrain.py).
-
-    All from N(0, 0.02) cut at one deviation; the last matrices of block l, from 1, are divided by sqrt(2 l).
-    """
-    blocks: Any = getattr(encoder.model, "blocks", None)
-    if not encoder.can_mask or blocks is None or isinstance(encoder, PixelTransformer):
-        raise ConfigError(f"encoder '{encoder.name}': init='beit' is for ViTs; leave init at timm.")
-
-    def draw(weight: torch.Tensor) -> None:
-        nn.init.trunc_normal_(weight, std=0.02, a=-0.02, b=0.02)
-
-    for name, parameter in encoder.model.named_parameters():
-        if parameter.ndim >= 2 and name.endswith((".weight", "cls_token", "pos_embed")) and parameter.requires_grad:
-            draw(parameter)
-        elif name.endswith("bias") and parameter.ndim == 1:
-            nn.init.zeros_(parameter)
-    with torch.no_grad():
-        for layer, block in enumerate(blocks, 1):
-            for last in (block.attn.proj, block.mlp.fc2):
-                last.weight.div_((2.0 * layer) ** 0.5)
-
-
-def _init_xavier(encoder: Backbone, style: str) -> None:
-    """Initialise a ViT as MAE does (arXiv 2111.06377, App. A.1: xavier_uniform, "following ViT's official code").
-
-    MoCo v3 (arXiv 2104.02057, public code) bounds queries, keys and values as the three matrices they are, and starts
-    the class token at a standard deviation of 1e-6.
-    """
-    if style not in ("mae", "mocov3"):
-        raise unknown("init", style, ("timm", "mae", "mocov3", "beit"))
-    if not encoder.has_tokens or isinstance(encoder, PixelTransformer):
-        raise ConfigError(f"encoder '{encoder.name}': init='{style}' is for ViTs; leave init at timm.")
-    for name, module in encoder.named_modules():
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and "patch_embed" in name):
-            weight = module.weight.view(module.weight.shape[0], -1)
-            for part in weight.chunk(3) if style == "mocov3" and name.endswith("qkv") else (weight,):
-                nn.init.xavier_uniform_(part)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        cls_token = getattr(module, "cls_token", None)
-        if isinstance(cls_token, nn.Parameter):
-            nn.init.normal_(cls_token, std=0.02 if style == "mae" else 1e-6)
-
-
 def _load_published(encoder: Backbone) -> None:
-    """Download timm's weights for the encoder's name and fit them to its shape (channels, positions, registers)."""
+    """Fit timm's published weights to the encoder's shape (channels, positions, registers)."""
+    from imprint.backbones.convert import load_state
+
+    with torch.no_grad():
+        _logger.info("%s", load_state(encoder, published_state(encoder), source=f"timm:{encoder.config['name']}"))
+
+
+def published_state(encoder: Encoder) -> dict[str, Tensor]:
+    """Download timm's weights for the encoder's name, those of its classifier included.
+
+    Raises:
+        ConfigError: when timm has none, they do not fit a changed network, or the network cannot be reached.
+    """
     import timm
     from timm.models import get_pretrained_cfg
-
-    from imprint.backbones.convert import load_state
 
     config = encoder.config
     name = config["name"]
@@ -375,15 +366,14 @@ def _load_published(encoder: Backbone) -> None:
     if config["positions"]:
         raise ConfigError(f"encoder '{name}': published weights bring their own positions; leave positions out.")
     try:
-        source: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
+        source: nn.Module = timm.create_model(name, pretrained=True)
     except Exception as error:  # timm, huggingface_hub and their transports each raise their own when offline
         raise ConfigError(
             f"the published weights of '{name}' could not be fetched ({type(error).__name__}: {_first_line(error)}). "
             f"They need the network once. Offline, give weights=FILE (.safetensors or .pth), or start untrained "
             f"with random:{name}."
         ) from error
-    with torch.no_grad():
-        _logger.info("%s", load_state(encoder, source.state_dict(), source=f"timm:{name}"))
+    return source.state_dict()
 
 
 def _first_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from imprint.backbones.dual_build import image_tower
 from imprint.backbones.layouts import State, candidates
 from imprint.backbones.pixel_transformer import Backbone, PixelTransformer
 from imprint.backbones.read import read_state
@@ -61,7 +62,9 @@ def load_weights(encoder: Backbone, path: str | Path, *, strict: bool = True) ->
     Raises:
         CheckpointError: for an unreadable file, or one that does not fit (see `load_state`).
     """
-    return load_state(encoder, read_state(path), source=str(path), strict=strict)
+    state = read_state(path)
+    own = image_tower(state) if "log_scale" in state else state  # of a model of images and texts its image tower
+    return load_state(encoder, own, source=str(path), strict=strict)
 
 
 def load_state(encoder: Backbone, state: Mapping[str, Tensor], *, source: str, strict: bool = True) -> LoadReport:

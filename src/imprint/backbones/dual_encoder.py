@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from imprint.backbones.encoder import Encoder, Features
 from imprint.backbones.text_encoder import TextEncoder, require_texts
+from imprint.backbones.text_tokenizer import TextTokenizer
 from imprint.core.errors import ConfigError
 
 MAX_LOG_SCALE = 100.0
@@ -68,6 +69,16 @@ class DualEncoder(Encoder):
         self.prefix_tokens, self.has_tokens = vision.prefix_tokens, vision.has_tokens
         self.can_mask, self.can_drop = vision.can_mask, vision.can_drop
         self._config = None if config is None else dict(config)
+
+    @property
+    def tokenizer(self) -> TextTokenizer | None:
+        """The run's tokenizer of a text tower that was trained here; None for one that brings its own."""
+        return self.text.learned
+
+    @tokenizer.setter
+    def tokenizer(self, value: TextTokenizer | None) -> None:
+        if value is not None:
+            self.text.tokenized_by(value)
 
     @property
     def logit_scale(self) -> Tensor:
@@ -130,8 +141,9 @@ class DualEncoder(Encoder):
         self.vision.freeze_patch_projection()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade compute for memory in the image tower."""
+        """Trade compute for memory in both towers."""
         self.vision.set_grad_checkpointing(enable)
+        self.text.recompute = enable
 
     @property
     def config(self) -> dict[str, Any]:
@@ -148,6 +160,7 @@ def require_dual(encoder: Encoder, protocol: str) -> DualEncoder:
     if not isinstance(encoder, DualEncoder):
         raise ConfigError(
             f"'{protocol}' compares images with texts, and '{encoder.name}' encodes images only. Give a model with a "
-            "text tower: --encoder hf:FOLDER, where FOLDER holds a CLIP or SigLIP model with its tokenizer."
+            "text tower: --encoder RUN of clip or siglip, or hf:FOLDER, where FOLDER holds a CLIP or SigLIP model of "
+            "transformers with its tokenizer."
         )
     return encoder

@@ -46,6 +46,7 @@ class Encoder(nn.Module):
         channels: C.
         image_size: side it was built for; others are accepted (positions are interpolated).
         prefix_tokens: class token plus registers.
+        registers: tokens beside the class token that `registers_BRD` holds; DeiT's distillation token is the first.
         has_tokens: patch tokens that can be looked at: `attention` and `encode_layers` of single blocks work (ViTs).
         can_mask: `encode` takes `mask_BN` once `enable_mask_token` was called (ViTs, Swin).
         can_drop: `encode` takes `keep_BM` (ViTs whose positions are added to the tokens or rotate them).
@@ -59,6 +60,7 @@ class Encoder(nn.Module):
     channels: int
     image_size: int
     prefix_tokens: int = 0
+    registers: int = 0
     has_tokens: bool = False
     can_mask: bool = False
     can_drop: bool = False

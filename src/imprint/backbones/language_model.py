@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from imprint.backbones.encoder import Encoder, Features
@@ -19,6 +20,9 @@ KINDS = ("bert", "albert", "gpt", "gpt2")
 CAUSAL = ("gpt", "gpt2")
 SIZES: dict[str, Any] = {"embed_dim": 768, "depth": 12, "num_heads": 12, "mlp_ratio": 4.0, "dropout": 0.1}
 """Of every kind unless `arch` says otherwise: BERT-base, GPT, GPT-2 small; ALBERT-base with `embedding` 128."""
+
+GELU = "gelu_pytorch_tanh"
+"""ALBERT's and GPT-2's tanh approximation in one kernel; the package's own `gelu_new` takes seven."""
 
 
 class LanguageModel(Encoder):
@@ -49,21 +53,54 @@ class LanguageModel(Encoder):
         self.patch_size, self.channels, self.image_size = 1, 3, int(config["image_size"])
         self.tokenizer = None
 
-    def forward(self, ids_BL: Tensor, segment_BL: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, ids_BL: Tensor, segment_BL: Tensor | None = None, *, padded: bool = True
+    ) -> Tensor:
         """Return the last layer's tokens (B, L, D).
 
         Args:
             ids_BL: int64; -1 where there is no token, which nobody looks at.
             segment_BL: 0 or 1, for networks with segments (`bert`, `albert`).
+            padded: False promises that nobody would look at a -1 anyway: there is none, or they end the rows of a
+                causal network. Attention then takes no mask, and its fastest kernels.
         """
         if ids_BL.shape[1] > self.context:
             raise ConfigError(
                 f"rows of {ids_BL.shape[1]} tokens are longer than the {self.context} that {self.name} takes."
             )
         more = {} if self.causal or segment_BL is None else {"token_type_ids": segment_BL.clamp(min=0)}
-        out = self.network(input_ids=ids_BL.clamp(min=0), attention_mask=(ids_BL >= 0).long(), **more)
+        out = self.network(input_ids=ids_BL.clamp(min=0), attention_mask=self._mask(ids_BL) if padded else None, **more)
         hidden: Tensor = out.last_hidden_state
         return hidden
+
+    def _mask(self, ids_BL: Tensor) -> Tensor:
+        there_BL = ids_BL >= 0
+        # Of one row for all queries the transformers package makes nothing more; given (B, L) it asks the device
+        # whether any token is missing, and waits for the answer.
+        return there_BL.long() if self.causal else there_BL[:, None, None, :]
+
+    def take_weights(self, previous: LanguageModel) -> None:
+        """Copy the weights of a network that may take shorter rows; positions that it does not have stay as they are.
+
+        Raises:
+            ConfigError: when anything else differs in shape, or the tokens are made by another tokenizer.
+        """
+        ours, theirs = self.tokenizer, previous.tokenizer
+        if ours is not None and theirs is not None and ours.fingerprint != theirs.fingerprint:
+            raise ConfigError(
+                "the run to start from has another tokenizer, whose tokens mean something else. Leave "
+                "--data.text.tokenizer out: its own is taken then."
+            )
+        state, own = previous.state_dict(), self.state_dict()
+        for name, value in state.items():
+            mine = own.get(name)
+            placed = "position" in name or name.endswith("wpe.weight")
+            if placed and mine is not None and len(value) < len(mine) and value.shape[1:] == mine.shape[1:]:
+                state[name] = torch.cat([value.to(mine), mine[len(value) :]])
+        try:
+            self.load_state_dict(state)
+        except RuntimeError as error:
+            raise ConfigError(f"the network to start from has other shapes: {error}") from error
 
     @property
     def token_embedding(self) -> nn.Parameter:
@@ -132,6 +169,8 @@ def build_language_model(config: Mapping[str, Any]) -> LanguageModel:
         "hidden_size": width, "num_hidden_layers": int(arch["depth"]), "num_attention_heads": heads,
         "intermediate_size": inner, "max_position_embeddings": context, "hidden_dropout_prob": rate,
         "attention_probs_dropout_prob": rate,
+        # The published 0.02 is for widths from 768; narrower matrices start wider, so that layers put out as much.
+        "initializer_range": 0.02 * max(1.0, 768 / width) ** 0.5,
     }  # fmt: skip
     causal: dict[str, Any] = {
         "n_embd": width, "n_layer": int(arch["depth"]), "n_head": heads, "n_positions": context,
@@ -140,11 +179,13 @@ def build_language_model(config: Mapping[str, Any]) -> LanguageModel:
     makers: dict[str, Callable[[], Any]] = {
         "bert": lambda: hf.BertModel(hf.BertConfig(**shared, **masked), add_pooling_layer=False),
         "albert": lambda: hf.AlbertModel(
-            hf.AlbertConfig(**shared, **masked, embedding_size=int(arch.get("embedding") or 128)),
+            hf.AlbertConfig(**shared, **masked, embedding_size=int(arch.get("embedding") or 128), hidden_act=GELU),
             add_pooling_layer=False,
         ),
         "gpt": lambda: hf.OpenAIGPTModel(hf.OpenAIGPTConfig(**shared, **causal)),
-        "gpt2": lambda: hf.GPT2Model(hf.GPT2Config(**shared, **causal, n_inner=inner)),
+        "gpt2": lambda: hf.GPT2Model(
+            hf.GPT2Config(**shared, **causal, n_inner=inner, use_cache=False, activation_function=GELU)
+        ),
     }
     if kind == "gpt" and inner != 4 * width:
         raise ConfigError("'text:gpt' has MLPs of four times the width (Radford 2018); text:gpt2 takes other ratios.")

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from imprint.core.errors import CheckpointError, DataError, MissingExtra
+from imprint.backbones.text_tokenizer import TextTokenizer
+from imprint.core.errors import CheckpointError, ConfigError, DataError, MissingExtra
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,12 @@ class TextEncoder(nn.Module):
     Attributes:
         tokenizer: makes its tokens.
         joint_dim: E.
+        recompute: compute blocks again in the backward pass instead of keeping their activations, where it can.
     """
 
     tokenizer: Tokenizer
     joint_dim: int
+    recompute: bool = False
 
     def forward(self, batch: TextBatch) -> Tensor:
         """Return vectors (B, E), not normalised.
@@ -78,6 +81,19 @@ class TextEncoder(nn.Module):
             TypeError: by a tower that does not say how.
         """
         raise TypeError(f"{type(self).__name__} does not say how to encode texts")
+
+    @property
+    def learned(self) -> TextTokenizer | None:
+        """The tokenizer of the run it was trained in, or None for a tower that brings its own."""
+        return None
+
+    def tokenized_by(self, tokenizer: TextTokenizer) -> None:
+        """Take the tokenizer of a run.
+
+        Raises:
+            ConfigError: by a tower that brings its own.
+        """
+        raise ConfigError(f"{type(self).__name__} brings its own tokenizer.")
 
 
 def pad(rows: Sequence[Sequence[int]], cut: Sequence[bool], pad_id: int, length: int | None = None) -> TextBatch:

@@ -58,6 +58,7 @@ class TimmEncoder(Encoder):
         self.patch_size = stride or int(self._stages[-1]["reduction"])
         self.prefix_tokens = int(getattr(described, "num_prefix_tokens", 0) or 0)
         self._has_class_token = getattr(described, "cls_token", None) is not None
+        self.registers = max(0, self.prefix_tokens - int(self._has_class_token))
         self._layout: Layout = _layout(described)
 
     def encode(self, images_BCHW: Tensor, mask_BN: Tensor | None = None, keep_BM: Tensor | None = None) -> Features:

@@ -96,7 +96,8 @@ class Assembly:
         )
         self.workers, self.prefetch, self.pin_memory = workers, prefetch, pin_memory
         self.buffers = BufferPool(keep=(prefetch + 2) * len(names))
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="imprint-data")
+        threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(workers, "imprint-data", initializer=_work_alone, initargs=(threads,))
         self._closed = False
 
     def serve(self, requests: Iterable[Request]) -> Iterator[Batch]:
@@ -258,6 +259,17 @@ class _Job:
             labels_B=None if labels is None else torch.from_numpy(np.asarray(labels[self.index_B], dtype=np.int64)),
         )
         return batch if self._good.all() else _picked(batch, torch.from_numpy(np.flatnonzero(self._good)))
+
+
+def _work_alone(others: int) -> None:
+    """Have torch use one core for what this thread calls (RandAugment): the cores are busy with its sisters.
+
+    The number also becomes that of threads which start later, so another thread puts back at once what `others` had.
+    """
+    torch.set_num_threads(1)
+    restore = threading.Thread(target=torch.set_num_threads, args=(others,))
+    restore.start()
+    restore.join()
 
 
 def beside(source: Source, seed: int, epoch: int, index_B: Indices) -> dict[str, dict[str, Tensor]]:

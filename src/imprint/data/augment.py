@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from imprint.core.errors import BadImage, ConfigError
 from imprint.data import kernels, simd
@@ -22,6 +24,7 @@ from imprint.data.boxes import Boxes, boxes, reduced
 from imprint.data.decode import MAX_PIXELS, decode_pixels, read_header
 from imprint.data.draws import Draws, draw
 from imprint.data.views import CenterCrop, Crop, View
+from imprint.ops.rand_augment import operated
 
 REDUCTION_MARGIN: Final = 1.0
 """A JPEG is decoded at 1/f when every crop keeps at least this many decoded pixels per output pixel, per axis."""
@@ -38,6 +41,7 @@ class _Plan:
     radii: npt.NDArray[np.int64]
     thresholds: npt.NDArray[np.int64]
     margin: int
+    fills: list[Tensor]
 
 
 class ViewEngine:
@@ -61,7 +65,7 @@ class ViewEngine:
             raise ConfigError(f"views are uint8 or uint16, not {self.dtype}.")
         self.max_pixels = max_pixels
         self._bound = int(np.iinfo(self.dtype).max)
-        self._plans = [_plan(view, self._bound) for view in self.views]
+        self._plans = [_plan(view, self._bound, channels) for view in self.views]
         self._local = threading.local()
 
     def shapes(self) -> dict[str, tuple[int, int, int, int]]:
@@ -106,8 +110,11 @@ class ViewEngine:
             flat.flags.writeable = False
         width = pixels.shape[1]
         for plan, boxes_V8 in zip(self._plans, found, strict=True):
-            place = b if row is None else row
-            self._render(plan, flat, width, boxes_V8, draws[plan.name].look_BVP[b], place, out[plan.name])
+            place, drawn = b if row is None else row, draws[plan.name]
+            self._render(plan, flat, width, boxes_V8, drawn.look_BVP[b], place, out[plan.name])
+            for copy, (operations_BN, strengths_BN) in drawn.operations.items():
+                if (operations_BN[b] >= 0).any():
+                    operate_(out[plan.name][copy, place], operations_BN[b], strengths_BN[b], plan.fills[copy])
 
     def _render(
         self, plan: _Plan, flat: Any, width: int, boxes_V8: Boxes, look_VP: Any, b: int, out: npt.NDArray[Any]
@@ -166,7 +173,7 @@ class ViewEngine:
         return array
 
 
-def _plan(view: View, bound: int) -> _Plan:
+def _plan(view: View, bound: int, channels: int) -> _Plan:
     crop = view.crop
     if crop.size < 1:
         raise ConfigError(f"view '{view.name}': a side of {crop.size} pixels is impossible.")
@@ -187,7 +194,27 @@ def _plan(view: View, bound: int) -> _Plan:
         np.array(radii, dtype=np.int64),
         np.array(thresholds, dtype=np.int64),
         max(radii),
+        [fill_colour(look.operations.fill, channels) if look.operations else torch.empty(0) for look in looks],
     )
+
+
+def fill_colour(colour: Sequence[float], channels: int) -> Tensor:
+    """Return a colour in [0, 1] as float32 (C) in whole 8-bit steps; their average for another number of channels."""
+    values = colour if len(colour) == channels else (sum(colour) / len(colour),) * channels
+    return torch.tensor([min(255.0, float(round(255 * value))) for value in values])
+
+
+def operate_(
+    image_CHW: npt.NDArray[Any],
+    operations_N: npt.NDArray[np.int64],
+    strengths_N: npt.NDArray[np.float32],
+    fill_C: Tensor,
+) -> None:
+    """Apply RandAugment's operations to one image in place; 16 bits are worked on as the 8 they are defined for."""
+    deep = image_CHW.dtype == np.uint16
+    image = torch.from_numpy((image_CHW // 257).astype(np.uint8) if deep else image_CHW)
+    changed = operated(image, operations_N.tolist(), strengths_N.tolist(), fill_C).numpy()
+    image_CHW[:] = changed.astype(np.uint16) * np.uint16(257) if deep else changed
 
 
 def _rescaled(pixels: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

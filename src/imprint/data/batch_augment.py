@@ -17,10 +17,10 @@ from torch import Tensor
 
 from imprint.core.rng import key, seed_of, uniforms
 from imprint.data.batch import Normalise
-from imprint.ops.rand_augment import OPERATIONS, rand_augment
+from imprint.data.draws import drawn_operations
+from imprint.data.views import Operations
+from imprint.ops.rand_augment import rand_augment
 
-LAYERS = 2
-PROBABILITY = 0.5
 _ERASING_TRIES = 10
 _ERASED_SHARE = (0.02, 1 / 3)
 _ERASED_ASPECT = (0.3, 1 / 0.3)
@@ -36,11 +36,9 @@ def draw_operations(
     Each of two operations is drawn from all, applied with probability one half, at a magnitude N(magnitude, spread^2)
     clipped to [0, 10] (timm's `rand-m9-mstd0.5-inc1`, which MAE fine-tunes with).
     """
-    u = uniforms(key(seed, "rand-augment", step, index_B[:, None], np.arange(LAYERS)[None, :]), 5)
-    gauss = np.sqrt(-2.0 * np.log1p(-u[..., 0])) * np.cos(2.0 * math.pi * u[..., 1])
-    level = np.clip(magnitude + spread * gauss, 0.0, 10.0) / 10.0
-    strength = np.where(u[..., 2] < 0.5, -level, level).astype(np.float32)
-    operation = np.where(u[..., 3] < PROBABILITY, (u[..., 4] * len(OPERATIONS)).astype(np.int64), -1)
+    wanted = Operations(magnitude=magnitude, spread=spread)
+    keys_BN = key(seed, "rand-augment", step, index_B[:, None], np.arange(wanted.number)[None, :])
+    operation, strength = drawn_operations(keys_BN, wanted)
     return np.ascontiguousarray(operation.T), np.ascontiguousarray(strength.T)
 
 
@@ -110,3 +108,8 @@ def erased(images_BCHW: Tensor, index_B: Index, seed: int, step: int, probabilit
     result = images_BCHW.clone()
     result[place] = torch.where(inside, noise, images_BCHW[place])
     return result
+
+
+def kept_share(seed: int, alpha: float) -> float:
+    """Return what mixing keeps of an image: lambda from Beta(alpha, alpha) (mixup, arXiv 1710.09412, Sec. 2)."""
+    return float(np.random.default_rng(seed).beta(alpha, alpha))

@@ -214,7 +214,7 @@ def _json_lines(path: Path, columns: Columns) -> Iterator[Pair]:
                 chosen = image, caption
             if not row.get(chosen[0]):
                 raise DataError(f"line {number} of '{path}' has no '{chosen[0]}'.")
-            for text in _texts(row.get(chosen[1])):
+            for text in captions_in(row.get(chosen[1])):
                 yield str(row[chosen[0]]), text
 
 
@@ -228,11 +228,11 @@ def _chosen_keys(path: Path, names: list[str], columns: Columns) -> tuple[str, s
     return names[image], names[caption], header
 
 
-def _texts(value: Any) -> Iterator[str]:
+def captions_in(value: Any) -> Iterator[str]:
     """Yield the captions of one entry: a text, a list of them, or of objects with a `raw` text (Karpathy's files)."""
     if isinstance(value, list):
         for part in value:
-            yield from _texts(part.get("raw", part.get("caption")) if isinstance(part, dict) else part)
+            yield from captions_in(part.get("raw", part.get("caption")) if isinstance(part, dict) else part)
     else:
         yield "" if value is None else str(value)
 

@@ -5,6 +5,7 @@ Shapes: B images, M captions, L tokens of the longest caption of a batch.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -17,7 +18,10 @@ from imprint.data.pairs import PairSource
 from imprint.data.sources import Sample, Source, digest
 from imprint.data.texts import Texts
 
+log = logging.getLogger(__name__)
+
 _AT_ONCE = 10_000
+_MUCH = 0.05
 
 
 class TokenizedPairs(Source):
@@ -29,21 +33,27 @@ class TokenizedPairs(Source):
         texts: the name and the length of the rows.
 
     Attributes:
-        cut: captions that were longer than `texts.length` and lost their end.
+        cut: captions that were longer than `texts.length` and lost their end; more than one in twenty give a warning.
     """
 
     def __init__(self, pairs: PairSource, tokenizer: TextTokenizer, texts: Texts) -> None:
         self.pairs, self.spec, self.texts, self.tokenizer = pairs, pairs.spec, texts, tokenizer
         room = texts.length - 2
         parts: list[npt.NDArray[np.int32]] = []
-        sizes: list[int] = []
+        sizes: list[npt.NDArray[np.int64]] = []
         self.cut = 0
-        for ids in (ids for some in _blocks(pairs) for ids in tokenizer.ids(some)):
-            self.cut += len(ids) > room
-            parts.append(ids[:room])
-            sizes.append(min(room, len(ids)))
-        self._ids = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
-        self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        for some in _blocks(pairs):
+            found = tokenizer.ids(some)
+            self.cut += sum(len(ids) > room for ids in found)
+            parts.append(np.concatenate([ids[:room] for ids in found]))
+            sizes.append(np.array([min(room, len(ids)) for ids in found], dtype=np.int64))
+        self._ids = np.concatenate([np.zeros(0, dtype=np.int32), *parts])
+        self._starts = np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *sizes]))])
+        if self.cut > _MUCH * len(pairs.captions):
+            log.warning(
+                "%d of %d captions of '%s' are longer than %d tokens and lose their end",
+                self.cut, len(pairs.captions), pairs.spec, texts.length,
+            )  # fmt: skip
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -14,14 +14,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from imprint.core.rng import key, uniforms
-from imprint.data.views import CenterCrop, Crop, Look, View
+from imprint.core.rng import U64, key, uniforms
+from imprint.data.views import CenterCrop, Crop, Look, Operations, View
+from imprint.ops.rand_augment import OPERATIONS
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -62,12 +63,14 @@ class ViewDraws:
         look_BVP: float32, P = 12 columns: flip (0 or 1); four jitter operations in order (0 brightness, 1 contrast,
             2 saturation, 3 hue, -1 nothing); brightness, contrast and saturation factors and the hue shift in turns;
             grey (0 or 1); blur's sigma in pixels (0: no blur); solarise (0 or 1).
+        operations: RandAugment by copy, for those that have it: operations (B, N) and strengths (B, N).
     """
 
     shares_BVT: F64
     aspects_BVT: F64
     place_BV2: F64
     look_BVP: F32
+    operations: dict[int, tuple[npt.NDArray[np.int64], F32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,25 @@ def _draw_view(view: View, seed: int, epoch: int, index_B: npt.NDArray[np.int64]
             _draw_look(look, u[:, copy], look_BVP[:, copy], channels)
     else:
         _draw_look(view.look, u, look_BVP, channels)
-    return ViewDraws(shares, aspects, np.ascontiguousarray(u[..., _PLACE : _PLACE + 2]), look_BVP)
+    operations = {
+        copy: drawn_operations(key(keys_BV[:, copy, None], "rand-augment", np.arange(wanted.number)[None, :]), wanted)
+        for copy, wanted in enumerate(look.operations for look in looks)
+        if wanted is not None
+    }
+    return ViewDraws(shares, aspects, np.ascontiguousarray(u[..., _PLACE : _PLACE + 2]), look_BVP, operations)
+
+
+def drawn_operations(keys_BN: U64, wanted: Operations) -> tuple[npt.NDArray[np.int64], F32]:
+    """Return RandAugment's draws for B images with N keys each, one per operation.
+
+    Returns:
+        Numbers in `OPERATIONS`, int64 (B, N), -1 for none, and signed strengths, float32 (B, N) in [-1, 1].
+    """
+    u = uniforms(keys_BN, 5)
+    gauss = np.sqrt(-2.0 * np.log1p(-u[..., 0])) * np.cos(2.0 * math.pi * u[..., 1])
+    level = np.clip(wanted.magnitude + wanted.spread * gauss, 0.0, 10.0) / 10.0
+    strength = np.where(u[..., 2] < 0.5, -level, level).astype(np.float32)
+    return np.where(u[..., 3] < wanted.probability, (u[..., 4] * len(OPERATIONS)).astype(np.int64), -1), strength
 
 
 def _draw_crop(crop: Crop | CenterCrop, u: F64) -> tuple[F64, F64]:
@@ -145,7 +166,8 @@ def _draw_look(look: Look, u: F64, out: F32, channels: int) -> None:
 
 
 def _is_active(look: Look) -> bool:
-    return look.flip > 0 or look.jitter > 0 or look.grey > 0 or look.blur > 0 or look.solarise > 0
+    chances = (look.flip, look.jitter, look.grey, look.blur, look.solarise)
+    return look.operations is not None or any(chance > 0 for chance in chances)
 
 
 def _plain(batch: int, copies: int) -> F32:

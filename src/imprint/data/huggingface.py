@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from imprint.core.errors import BadImage, ConfigError, DataError, MissingExtra, unknown
 from imprint.data.labels import read_labels
 from imprint.data.sources import Sample, Source, digest
+from imprint.data.text_files import column_of
 
 _LABELS = ("label", "labels", "fine_label", "class", "cls", "target")
 
@@ -73,7 +75,7 @@ class HuggingFaceSource(Source):
 
 
 def open_huggingface(words: str) -> HuggingFaceSource:
-    """Open `NAME[@CONFIG][:SPLIT]`, or a folder written by `save_to_disk`, `FOLDER[:SPLIT]`.
+    """Open `NAME[@CONFIG][:SPLIT]`, or a folder written by `save_to_disk`, `FOLDER[:SPLIT]`, as images.
 
     Without a split, the only one or `train` is taken. A name that is no local folder is downloaded from the hub by the
     datasets library, on request only.
@@ -82,6 +84,25 @@ def open_huggingface(words: str) -> HuggingFaceSource:
         MissingExtra: when the datasets library is absent.
         DataError: when the dataset cannot be loaded.
     """
+    return HuggingFaceSource(_loaded(words), f"hf:{words}")
+
+
+def huggingface_texts(words: str, column: str | None) -> Iterator[str]:
+    """Yield the texts of a dataset; the words are those of `open_huggingface`.
+
+    Raises:
+        MissingExtra: when the datasets library is absent.
+        DataError: when the dataset cannot be loaded.
+        ConfigError: when its column of text is not there, or not clear.
+    """
+    dataset = _loaded(words)
+    texts = [name for name, kind in dataset.features.items() if getattr(kind, "dtype", "").endswith("string")]
+    name = column_of(texts, column, f"hf:{words}")
+    for rows in dataset.select_columns([name]).iter(batch_size=4096):
+        yield from (text for text in rows[name] if text is not None)
+
+
+def _loaded(words: str) -> Any:
     try:
         import datasets
     except ImportError as error:
@@ -104,7 +125,7 @@ def open_huggingface(words: str) -> HuggingFaceSource:
         loaded = loaded[split]
     if not isinstance(loaded, datasets.Dataset):
         raise ConfigError(f"'hf:{words}' is a stream, which cannot be read at random.")
-    return HuggingFaceSource(loaded, f"hf:{words}")
+    return loaded
 
 
 def _parted(words: str) -> tuple[str, str]:

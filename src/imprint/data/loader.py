@@ -121,6 +121,10 @@ class Loader:
             for step, rows in order.walk(start_step, stop_step)
         )
 
+    def annotate(self, source: Source) -> None:
+        """Take the samples from `source` from now on: the same ones, of which more is known (`Source.targets`)."""
+        self.source = self._assembly.source = source
+
     def close(self) -> None:
         """Stop and join the threads; batches that were handed out stay valid."""
         self.sampler.close()

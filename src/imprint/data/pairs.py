@@ -25,6 +25,7 @@ from imprint.data.compact import Names
 from imprint.data.filelist import ListSource
 from imprint.data.folder import FolderSource
 from imprint.data.headers import Layout
+from imprint.data.pair_shards import captioned, captions_of_shard
 from imprint.data.patterns import expanded
 from imprint.data.shards import ShardSource, open_shards
 from imprint.data.sources import Sample, Source, digest
@@ -45,7 +46,7 @@ class Counted:
         empty: captions without a word.
         missing: images that the file names and that are not there.
         missing_captions: captions of those.
-        bare: images left without a caption, since theirs were all empty.
+        bare: images left without a caption: theirs were all empty or, in shards, there was none.
     """
 
     empty: int = 0
@@ -168,7 +169,8 @@ def open_pairs(
     `FILE` or `FILE:IMAGES`: FILE is .csv, .tsv, .txt, .json (COCO's captions) or .jsonl, see `caption_files`; IMAGES is
     a folder, or .zip or .tar files, and relative to FILE's folder when it is not found otherwise. Without it images are
     looked for in `images`, `images.zip` and the like beside FILE, then beside FILE itself. A folder with one such file
-    (`captions.*`, `metadata.*`, `results.*`, `pairs.*`) stands for it.
+    (`captions.*`, `metadata.*`, `results.*`, `pairs.*`) stands for it. Shards (.tar, .zip, or a pattern of them) may
+    hold the captions beside their images, see `pair_shards`.
 
     Args:
         spec: see above; a PairSource passes through.
@@ -183,6 +185,8 @@ def open_pairs(
     if isinstance(spec, PairSource):
         return spec
     text = os.fspath(spec)
+    if _alone(text):
+        return _open_captioned(text, caption_column)
     file, place = located(text)
     rows, empty = grouped(read_pairs(file, Columns(image_column, caption_column)))
     if not rows:
@@ -196,7 +200,8 @@ def open_pairs(
             shown = ", ".join(f"'{name}'" for name in lost[:5]) + (", ..." if len(lost) > 5 else "")
             raise DataError(
                 f"{len(lost)} of {len(names)} images that '{file}' names are not in '{images.spec}': {shown}. Say "
-                f"where they are as {file.name}:IMAGES (a folder or a .zip), or leave them out by --drop-missing."
+                f"where they are as {file.name}:IMAGES (a folder or a .zip), or leave them out by --drop-missing (in "
+                "training: a larger --data.bad-limit)."
             )
     else:
         lost = []
@@ -221,6 +226,8 @@ def names_pairs(spec: Any) -> bool:
     if not isinstance(spec, (str, os.PathLike)):
         return False
     text = os.fspath(spec)
+    if _alone(text):
+        return bool(captions_of_shard(expanded(text)[0]))
     try:
         file, place = located(text)
     except (ConfigError, DataError):
@@ -257,7 +264,7 @@ def located(text: str) -> tuple[Path, str | None]:
             return head, text[at + 1 :]
     raise ConfigError(
         f"'{text}' names no pairs of images and captions. Give FILE or FILE:IMAGES, where FILE exists and ends in "
-        f"{', '.join(SUFFIXES)}, and IMAGES is a folder or a .zip."
+        f"{', '.join(SUFFIXES)}, and IMAGES is a folder or a .zip; or shards (.tar, .zip) with captions beside images."
     )
 
 
@@ -272,6 +279,16 @@ def grouped(pairs: Iterator[Pair]) -> tuple[dict[str, list[str]], int]:
         else:
             empty += 1
     return rows, empty
+
+
+def _open_captioned(text: str, column: str | None) -> PairSource:
+    """Open shards with the captions inside."""
+    shards = open_shards(text)
+    kept, captions, empty, bare = captioned(shards, column)
+    starts = np.concatenate([[0], np.cumsum([len(several) for several in captions])]).astype(np.int64)
+    packed = Names.of(caption.encode() for several in captions for caption in several)
+    images = Subset(shards, np.array(kept, dtype=np.int64))
+    return PairSource(images, Captions(packed), starts, text, Counted(empty=empty, bare=bare))
 
 
 def _images(names: list[str], file: Path, place: str | None) -> tuple[Source, list[int]]:
@@ -298,6 +315,14 @@ def _images(names: list[str], file: Path, place: str | None) -> tuple[Source, li
 
 def _is_shards(place: str) -> bool:
     return Path(place).suffix.lower() in (".zip", ".tar")
+
+
+def _alone(text: str) -> bool:
+    """Tell whether words name shards and no file of captions."""
+    try:
+        return _is_shards(text) and not located(text)
+    except ConfigError:
+        return True
 
 
 def _members(shards: ShardSource) -> Iterator[str]:

@@ -54,7 +54,9 @@ class ShardIndex:
         return len(self.names)
 
 
-class _Member(NamedTuple):
+class Member(NamedTuple):
+    """One file in a shard; the fields are those of `ShardIndex`."""
+
     name: bytes
     at: int
     size: int
@@ -65,7 +67,7 @@ class _Member(NamedTuple):
 
 @dataclass
 class _Gathered:
-    members: list[_Member] = field(default_factory=list)
+    members: list[Member] = field(default_factory=list)
     words: dict[bytes, bytes] = field(default_factory=dict)
     sidecars: set[bytes] = field(default_factory=set)
 
@@ -104,9 +106,8 @@ def scanned(path: Path, buffer: int = -1) -> ShardIndex:
         DataError: when the file cannot be read as the archive its name says.
     """
     gathered = _Gathered()
-    members_of = _zip_members(path) if path.suffix.lower() == ".zip" else _tar_members(path, buffer)
     try:
-        for member in members_of:
+        for member in files_in(path, buffer):
             _gather(gathered, member)
     except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
         if not gathered.members:
@@ -115,7 +116,7 @@ def scanned(path: Path, buffer: int = -1) -> ShardIndex:
     members = _one_per_key(gathered)
     words = sorted(set(gathered.words.values()))
     position = {word: k for k, word in enumerate(words)}
-    labels = [position.get(gathered.words.get(_key(m.name), b"\0"), -1) for m in members]
+    labels = [position.get(gathered.words.get(key_of(m.name), b"\0"), -1) for m in members]
     return ShardIndex(
         names=Names.of(m.name for m in members),
         at=np.array([m.at for m in members], dtype=np.uint64),
@@ -127,14 +128,14 @@ def scanned(path: Path, buffer: int = -1) -> ShardIndex:
     )
 
 
-def _gather(gathered: _Gathered, member: _Member) -> None:
+def _gather(gathered: _Gathered, member: Member) -> None:
     base = member.name.rpartition(b"/")[2]
     if base.startswith(b".") or member.name.startswith(b"__MACOSX/") or b"/__MACOSX/" in member.name:
         return
     if is_image(base):
         gathered.members.append(member._replace(content=bytes))
     elif base.endswith((b".cls", b".json")) and member.full < 1 << 20:
-        key = _key(member.name)
+        key = key_of(member.name)
         gathered.sidecars.add(key)
         word = _label(base, member.content())
         if word and (base.endswith(b".cls") or key not in gathered.words):
@@ -152,12 +153,12 @@ def _label(base: bytes, content: bytes) -> bytes:
     return str(found).encode() if isinstance(found, (int, str)) else b""
 
 
-def _one_per_key(gathered: _Gathered) -> list[_Member]:
+def _one_per_key(gathered: _Gathered) -> list[Member]:
     """Keep the first image of every key that has a sidecar (the others are its masks and depths)."""
     seen: set[bytes] = set()
     kept = []
     for member in gathered.members:
-        key = _key(member.name)
+        key = key_of(member.name)
         if key in gathered.sidecars:
             if key in seen:
                 continue
@@ -166,12 +167,18 @@ def _one_per_key(gathered: _Gathered) -> list[_Member]:
     return kept
 
 
-def _key(name: bytes) -> bytes:
+def key_of(name: bytes) -> bytes:
+    """Return what a member shares with those that belong to it: its path up to the first dot of its name."""
     folder, slash, base = name.rpartition(b"/")
     return folder + slash + base.partition(b".")[0]
 
 
-def _zip_members(path: Path) -> Iterator[_Member]:
+def files_in(path: Path, buffer: int = -1) -> Iterator[Member]:
+    """Yield every file in a shard, in its order; `content` reads it."""
+    return _zip_members(path) if path.suffix.lower() == ".zip" else _tar_members(path, buffer)
+
+
+def _zip_members(path: Path) -> Iterator[Member]:
     methods = {zipfile.ZIP_STORED: ZIP_STORED, zipfile.ZIP_DEFLATED: ZIP_DEFLATED}
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
@@ -180,10 +187,10 @@ def _zip_members(path: Path) -> Iterator[_Member]:
             method = UNSUPPORTED if info.flag_bits & 1 else methods.get(info.compress_type, UNSUPPORTED)
             content = bytes if method == UNSUPPORTED else partial(archive.read, info)
             name = info.filename.encode("utf-8", "surrogateescape")
-            yield _Member(name, info.header_offset, info.compress_size, info.file_size, method, content)
+            yield Member(name, info.header_offset, info.compress_size, info.file_size, method, content)
 
 
-def _tar_members(path: Path, buffer: int) -> Iterator[_Member]:
+def _tar_members(path: Path, buffer: int) -> Iterator[Member]:
     with open(path, "rb", buffering=buffer) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         for info in archive:
             archive.members = []  # type: ignore[attr-defined]  # the module would keep every header
@@ -191,4 +198,4 @@ def _tar_members(path: Path, buffer: int) -> Iterator[_Member]:
                 continue
             name = info.name.encode("utf-8", "surrogateescape").removeprefix(b"./")
             content = partial(os.pread, file.fileno(), info.size, info.offset_data)
-            yield _Member(name, info.offset_data, info.size, info.size, PLAIN, content)
+            yield Member(name, info.offset_data, info.size, info.size, PLAIN, content)

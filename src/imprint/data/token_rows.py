@@ -1,6 +1,6 @@
 """Documents cut into rows of tokens, as a method declared them (`Texts.packing`).
 
-Shapes: B rows, L tokens of a row, T tokens of the whole corpus.
+Shapes: B rows, L tokens of a row, T tokens of the whole corpus, N documents.
 """
 
 from __future__ import annotations
@@ -11,62 +11,48 @@ import numpy as np
 import numpy.typing as npt
 
 from imprint.backbones.text_tokenizer import TextTokenizer
-from imprint.core.errors import DataError
+from imprint.core.errors import ConfigError, DataError
 from imprint.data.corpus import Corpus
 from imprint.data.headers import Layout
+from imprint.data.sentence_pairs import SentencePairs
 from imprint.data.sources import Sample, Source, digest
 from imprint.data.texts import Texts
-
-_AT_ONCE = 1_000
+from imprint.data.token_stream import token_stream
 
 
 class TokenRows(Source):
-    """Rows of tokens of a corpus.
+    """Rows of tokens of a corpus, `packed` or `documents`; every token stands in exactly one row.
 
     Args:
         corpus: the documents.
         tokenizer: makes tokens of all of them, here.
         texts: how to cut them.
-        seed: of what is drawn for all epochs.
+        seed: of what is drawn for all epochs; nothing is.
 
     Attributes:
-        stream_T: int32, all tokens of the corpus in order, an end token after each document.
+        stream_T: all tokens of the corpus in order, an end token after each document.
 
     Raises:
-        DataError: when there is less than one row.
+        ConfigError: for a packing of another kind.
     """
 
     pixels = False
 
-    def __init__(self, corpus: Corpus, tokenizer: TextTokenizer, texts: Texts, *, seed: int) -> None:
+    def __init__(self, corpus: Corpus, tokenizer: TextTokenizer, texts: Texts, *, seed: int = 0) -> None:
+        if texts.packing not in ("packed", "documents"):
+            raise ConfigError(f"rows of packing '{texts.packing}' are made by open_rows or TokenizedPairs.")
         self.corpus, self.tokenizer, self.texts, self.seed = corpus, tokenizer, texts, seed
         self.spec = corpus.spec
-        end = np.array([tokenizer.special.end], dtype=np.int32)
-        parts: list[npt.NDArray[np.int32]] = []
-        for start in range(0, len(corpus), _AT_ONCE):
-            several = [corpus.document(i) for i in range(start, min(start + _AT_ONCE, len(corpus)))]
-            for ids in tokenizer.ids(several):
-                parts += [ids, end]
-        self.stream_T = np.concatenate(parts)
-        sizes = np.array([len(ids) + 1 for ids in parts[::2]], dtype=np.int64)
-        self.document_starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self.stream = token_stream(corpus, tokenizer, sentences=False)
+        self.stream_T = self.stream.ids_T
         self._room = texts.length - int(texts.start)
-        self._starts, self._sizes = self._cut()
-        if not len(self._starts):
-            raise DataError(f"'{corpus.spec}' has {len(self.stream_T)} tokens, less than one row of {texts.length}.")
-
-    def _cut(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return where each row starts in the stream and how many tokens it takes from there."""
-        if self.texts.packing == "packed":
-            starts = np.arange(0, len(self.stream_T), self._room)
-            return starts, np.minimum(self._room, len(self.stream_T) - starts)
-        rows = [
-            np.arange(a, b, self._room)
-            for a, b in zip(self.document_starts[:-1], self.document_starts[1:], strict=True)
-        ]
-        starts = np.concatenate(rows)
-        ends = np.repeat(self.document_starts[1:], [len(r) for r in rows])
-        return starts, np.minimum(self._room, ends - starts)
+        starts = self.stream.document_starts if texts.packing == "documents" else np.array([0, len(self.stream_T)])
+        # Rows of each document (or of all at once): its size over the room, rounded up.
+        sizes = np.diff(starts)
+        rows_N = -(-sizes // self._room)
+        within = np.arange(int(rows_N.sum())) - np.repeat(np.cumsum(rows_N) - rows_N, rows_N)
+        self._starts = np.repeat(starts[:-1], rows_N) + within * self._room
+        self._sizes = np.minimum(self._room, np.repeat(starts[1:], rows_N) - self._starts)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -89,7 +75,7 @@ class TokenRows(Source):
     @cached_property
     def fingerprint(self) -> str:
         """Digest over the corpus, the tokenizer and how it is cut."""
-        return digest(self.corpus.fingerprint, self.tokenizer.fingerprint, repr(self.texts), str(self.seed))
+        return digest(self.corpus.fingerprint, self.tokenizer.fingerprint, repr(self.texts))
 
     def tokens(self, seed: int, epoch: int, index_B: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
         """Return the rows (B, L), -1 where there is no token."""
@@ -102,3 +88,23 @@ class TokenRows(Source):
             rows[:, 0] = self.tokenizer.special.start
         rows[:, at:][inside] = self.stream_T[(first[:, None] + place)[inside]]
         return {self.texts.name: rows}
+
+
+TextRows = TokenRows | SentencePairs
+
+
+def open_rows(corpus: Corpus, tokenizer: TextTokenizer, texts: Texts, *, seed: int) -> TextRows:
+    """Return a corpus as rows of tokens, as `texts.packing` says.
+
+    Raises:
+        DataError: when the corpus cannot be cut so.
+        ConfigError: for `captions`, which belong to images.
+    """
+    made: TextRows
+    if texts.packing in ("next", "order"):
+        made = SentencePairs(corpus, tokenizer, texts, seed=seed)
+    else:
+        made = TokenRows(corpus, tokenizer, texts, seed=seed)
+    if not len(made):
+        raise DataError(f"'{corpus.spec}' has no row of tokens.")
+    return made

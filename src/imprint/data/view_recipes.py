@@ -176,6 +176,24 @@ def probe_views(image_size: int = 224, *, scale: tuple[float, float] = (0.08, 1.
     return (View(name="global", crop=Crop(size=image_size, scale=scale), look=Look(flip=0.5)),)
 
 
+def caption_views(
+    image_size: int = 224, *, scale: tuple[float, float] = (0.9, 1.0), flip: float = 0.0, strength: float = 0.0
+) -> tuple[View, ...]:
+    """One bicubic crop .9-1 and nothing else: what a caption says must still hold (CLIP, arXiv 2103.00020, Sec. 2.3).
+
+    Args:
+        image_size: side in pixels.
+        scale: area share of the crop; (1, 1) squeezes the whole image into the square (SigLIP).
+        flip: probability of a flip, which makes "left" wrong.
+        strength: of jitter (.4, .4, .4, .1) with probability .8, which keeps colours what they are called.
+    """
+    crop = Crop(
+        size=image_size, scale=scale, ratio=None if scale == (1.0, 1.0) else (3 / 4, 4 / 3), interpolation="bicubic"
+    )
+    look = replace(_colours(0.4, 0.1, strength), grey=0.0) if strength else Look()
+    return (View(name="global", crop=crop, look=replace(look, flip=flip)),)
+
+
 def evaluation_views(
     image_size: int = 224, *, resize: int | None = None, interpolation: Interpolation = "bicubic"
 ) -> tuple[View, ...]:

@@ -41,8 +41,43 @@ class CenterCrop:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Operations:
+    """RandAugment (arXiv 1909.13719): random operations after one another on 8-bit pixels (`ops.rand_augment`).
+
+    The defaults are timm's `rand-m9-mstd0.5-inc1`, which DeiT and MAE's fine-tuning use.
+
+    Attributes:
+        magnitude: mean of the magnitude, in [0, 10].
+        spread: standard deviation of the magnitude, which is clipped to [0, 10].
+        number: operations after one another.
+        probability: that each of them is applied.
+        fill: colour of what comes in from outside of the image, in [0, 1] per channel; the average where the image has
+            another number of channels.
+    """
+
+    magnitude: float = 9.0
+    spread: float = 0.5
+    number: int = 2
+    probability: float = 0.5
+    fill: tuple[float, ...] = (0.485, 0.456, 0.406)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0.0 <= self.magnitude <= 10.0 or self.spread < 0.0:
+            raise ConfigError(
+                f"RandAugment: magnitude {self.magnitude} must lie in [0, 10] (the scale of timm and of the paper's "
+                f"public code divided by 3, where it goes to 30) and its spread {self.spread} be at least 0."
+            )
+        if self.number < 1 or not 0.0 <= self.probability <= 1.0 or not self.fill:
+            raise ConfigError(
+                f"RandAugment: number {self.number} must be at least 1, probability {self.probability} lie in [0, 1], "
+                "and fill name a colour."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Look:
-    """Photometric augmentation, applied in this order: flip, colour jitter, grey, blur, solarise.
+    """Augmentation of a crop, applied in this order: flip, colour jitter, grey, blur, solarise, RandAugment.
 
     Semantics are torchvision's: the four jitter operations come in a drawn order, factors are uniform in
     [max(0, 1 - x), 1 + x], hue shift is uniform in [-hue, hue] of a turn in HSV, results are clamped to the range.
@@ -62,6 +97,7 @@ class Look:
         blur_kernel: its kernel's side as a share of the view's side, rounded up to an odd number of pixels.
         solarise: probability of inverting the values at or above `solarise_threshold`.
         solarise_threshold: in 8-bit units (128 of 255), whatever the bit depth.
+        operations: RandAugment, or None.
     """
 
     flip: float = 0.0
@@ -76,6 +112,7 @@ class Look:
     blur_kernel: float = 0.1
     solarise: float = 0.0
     solarise_threshold: int = 128
+    operations: Operations | None = None
 
 
 PLAIN = Look()

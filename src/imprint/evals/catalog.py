@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from imprint.evals.protocol import Protocol
 
 
-Takes = Literal["images", "several", "pairs", "boxes", "masks", "video", "text"]
+Takes = Literal["images", "several", "pairs", "boxes", "masks", "video", "text", "task"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,9 @@ CATALOG: tuple[Row, ...] = (
         True,
         "a language model fine-tuned (or frozen) with a classifier on labelled texts",
         "text",
+    ),
+    Row(
+        "incontext", "InContext", False, False, "a task in a prompt, for causal language models: 0, 1, k shots", "task"
     ),
     Row("labelfree", "LabelFree", False, False, "RankMe, LiDAR, alpha-ReQ and other measures that need no labels"),
 )

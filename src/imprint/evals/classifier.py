@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ from imprint.core.progress import Epochs
 from imprint.core.rng import key, seed_of, uniforms
 from imprint.core.schedules import cosine
 from imprint.data.batch import Batch, Normalise
-from imprint.data.batch_augment import erased, rand_augmented
+from imprint.data.batch_augment import erased, kept_share, rand_augmented
 from imprint.data.loader import Loader, sweep
 from imprint.data.sources import Source
 from imprint.data.view_recipes import probe_views
@@ -122,7 +121,7 @@ def mixed(images: Tensor, labels_B: Tensor, classes: int, config: FinetuneConfig
     draws = uniforms(key(config.seed, "mix", step), 3)
     kind = kinds[int(draws[0] * len(kinds))]
     alpha = getattr(config, kind)
-    share = float(np.random.default_rng(seed_of(config.seed, "beta", step)).beta(alpha, alpha))
+    share = kept_share(seed_of(config.seed, "beta", step), alpha)
     partner = torch.arange(len(images) - 1, -1, -1, device=images.device)  # batches come shuffled
     if kind == "mixup":
         return mixup(images, targets, partner, share)

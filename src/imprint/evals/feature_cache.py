@@ -16,16 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from imprint.data.compact import cache_dir
-
-if TYPE_CHECKING:
-    from imprint.backbones.encoder import Encoder
 
 FORMAT = 1
 LIMIT_GB = 20.0
@@ -38,7 +36,7 @@ def cache_folder() -> Path:
     return cache_dir() / "features"
 
 
-def weights_digest(encoder: Encoder) -> str:
+def weights_digest(encoder: nn.Module) -> str:
     """Return a hash over names, shapes, dtypes and bytes of every parameter and buffer."""
     digest = hashlib.blake2b(digest_size=20)
     for name, tensor in sorted(encoder.state_dict().items()):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from imprint.backbones.dual_encoder import DualEncoder
 from imprint.backbones.encoder import Encoder
 from imprint.backbones.language_model import LanguageModel
 from imprint.backbones.load import load_encoder, load_normalise
@@ -14,6 +15,7 @@ from imprint.backbones.pixel_transformer import PixelTransformer
 from imprint.backbones.stored import IMAGENET_MEAN, IMAGENET_STD, description_of
 from imprint.core.errors import ConfigError, unknown
 from imprint.export.check import ExportResult, Subject, subject
+from imprint.export.dual import export_dual
 from imprint.export.language import export_language
 
 FORMATS: dict[str, tuple[str, str]] = {
@@ -39,7 +41,8 @@ def export(
 
     Args:
         encoder: an encoder, or what `load_encoder` takes (a run folder, an exported file, timm:NAME).
-        format: `safetensors`, `timm`, `torchvision`, `hf` or `onnx`.
+        format: `safetensors`, `timm`, `torchvision`, `hf` or `onnx`. Of a model of images and texts `safetensors` holds
+            both towers, the others the image tower.
         out: file or folder to write; made when absent.
         mean: per-channel mean of its images in [0, 1]; None takes the stored one, else ImageNet's.
         std: per-channel standard deviation, likewise.
@@ -68,7 +71,12 @@ def export(
         described = None if stored_as is None else description_of(stored_as)
         known = provenance if described is None or provenance is not None else described[1].get("provenance")
         return export_language(encoder, format, out, known)
-    source = _subject(encoder, stored_as, mean, std, provenance)
+    own_mean, own_std, known = _known(encoder, stored_as, provenance)
+    colours = tuple(mean or own_mean), tuple(std or own_std)
+    if isinstance(encoder, DualEncoder) and format == "safetensors":
+        return export_dual(encoder, out, *colours, known)
+    # Other libraries get the image tower of a model of images and texts.
+    source = subject(encoder.vision if isinstance(encoder, DualEncoder) else encoder, *colours, known)
     if isinstance(source.encoder, PixelTransformer) and format not in ("safetensors", "onnx"):
         raise ConfigError(
             f"'{source.encoder.name}' is Imprint's own network, which {format} does not have. Use --format safetensors "
@@ -79,22 +87,18 @@ def export(
     return write(source, out)
 
 
-def _subject(
-    model: Encoder,
-    stored_as: str | Path | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    provenance: Mapping[str, Any] | None,
-) -> Subject:
-    own_mean: tuple[float, ...]
-    own_std: tuple[float, ...]
-    own_mean, own_std = IMAGENET_MEAN, IMAGENET_STD
+def _known(
+    model: Encoder, stored_as: str | Path | None, provenance: Mapping[str, Any] | None
+) -> tuple[tuple[float, ...], tuple[float, ...], Mapping[str, Any] | None]:
+    """Return mean and std of an encoder's images and its provenance, as it was stored; ImageNet's for one that is not.
+
+    A provenance that was given stays.
+    """
     if stored_as is None:
-        if model.channels != len(own_mean):
-            own_mean, own_std = (sum(own_mean) / 3,), (sum(own_std) / 3,)
-    else:
-        own_mean, own_std = load_normalise(stored_as)
-        described = description_of(stored_as)
-        if provenance is None and described is not None:
-            provenance = described[1].get("provenance")
-    return subject(model, tuple(mean or own_mean), tuple(std or own_std), provenance)
+        if model.channels != len(IMAGENET_MEAN):
+            return (sum(IMAGENET_MEAN) / 3,), (sum(IMAGENET_STD) / 3,), provenance
+        return IMAGENET_MEAN, IMAGENET_STD, provenance
+    described = description_of(stored_as)
+    if provenance is None and described is not None:
+        provenance = described[1].get("provenance")
+    return *load_normalise(stored_as), provenance

@@ -16,6 +16,7 @@ from imprint.core.errors import ConfigError
 from imprint.core.progress import Progress
 from imprint.data.batch import Batch, Normalise
 from imprint.data.mask_kinds import Mask
+from imprint.data.pseudo_labels import PseudoLabels
 from imprint.data.texts import Texts
 from imprint.data.views import Clip, View
 
@@ -113,6 +114,16 @@ class Method(nn.Module):
         return ()
 
     @classmethod
+    def pseudo_labels(cls, cfg: MethodConfig) -> PseudoLabels | None:
+        """Return what the network of the run that this one starts from shall say about unlabelled images; None asks it
+        nothing.
+
+        It says it once, before the first step. Batches then hold pseudo-labelled images beside the labelled ones, with
+        `targets` as of `data.pseudo_labels.PseudoLabelled`.
+        """
+        return None
+
+    @classmethod
     def wants_classes(cls, cfg: MethodConfig) -> bool:
         """Tell whether the trainer shall fill in `cfg.classes`, a field of methods with a classifier.
 
@@ -148,6 +159,15 @@ class Method(nn.Module):
         normalised. What is learned belongs into buffers: a resumed run reads it from its checkpoint.
         """
 
+    def frozen_teacher(self) -> nn.Module | None:
+        """Return a module that never learns and says of images (B, C, H, W) what the method wants to know: name ->
+        (B, ...); None without one.
+
+        Where the method's first view is always the same, the trainer asks it once about every image, keeps the answers
+        in the run folder, and puts them into `Batch.targets` under their names; otherwise the method asks in `forward`.
+        """
+        return None
+
     def normalised_by(self, normalise: Normalise) -> None:
         """Learn how images are normalised: called once after construction, for methods that need the colours
         themselves.
@@ -165,6 +185,10 @@ class Method(nn.Module):
         Methods of text alone have it; held-out text is judged by it, in evaluation mode and without gradient. What is
         drawn (masks) must depend on the batch only and not on `t`, so that all checkpoints are asked the same.
         """
+        raise TypeError(f"{type(self).__name__} predicts no tokens")
+
+    def judged_places(self, batch: Batch) -> Tensor:
+        """Return bool (B, L): which tokens `judge` predicts, in its order: row by row, from left to right."""
         raise TypeError(f"{type(self).__name__} predicts no tokens")
 
     def classify(self, images_BCHW: Tensor) -> Tensor | None:

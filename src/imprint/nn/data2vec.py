@@ -21,7 +21,8 @@ from imprint.nn.ema import ema_update_, frozen_copy
 
 
 class FrontEnd(nn.Module):
-    """Inputs of one kind as contextual tokens. Subclasses: `ImageFrontEnd`, `TextFrontEnd`, `WaveformFrontEnd`.
+    """Inputs of one kind as contextual tokens. Subclasses: `ImageFrontEnd`, `LanguageFrontEnd`,
+    `WaveformFrontEnd`.
 
     Attributes:
         width: D.
@@ -107,6 +108,7 @@ class Data2VecObjective(nn.Module):
         *,
         rows: Tensor | None = None,
         reduce: Callable[[Tensor], Tensor] | None = None,
+        valid_M: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss on the masked tokens, and metrics.
 
@@ -116,6 +118,8 @@ class Data2VecObjective(nn.Module):
             places_M: flat int64 indices of its True entries (`Batch.places`).
             rows: 0-d, the mean of M over processes; None for one process.
             reduce: sums over processes with gradient; None for one process.
+            valid_M: bool, False where a place only fills the number up and does not count (`rows` leaves it out, too);
+                None counts all. Not for the variance term.
         """
         rule = self.targets
         with torch.no_grad():
@@ -128,6 +132,8 @@ class Data2VecObjective(nn.Module):
             )
         tokens_BND = self.student.predict(inputs, mask_BN)
         outputs_MD = self.head(tokens_BND.flatten(0, 1).index_select(0, places_M))
+        if valid_M is not None:  # no difference, no gradient
+            outputs_MD = torch.where(valid_M[:, None], outputs_MD, targets_MD.to(outputs_MD.dtype))
         loss = data2vec_loss(
             outputs_MD,
             targets_MD,

@@ -10,7 +10,7 @@ Shape suffixes: B images, C channels, H x W pixels, G images of one group.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
@@ -44,17 +44,38 @@ def rand_augment(images_BCHW: Tensor, operation_B: Tensor, strength_B: Tensor, f
     geometric = (operation_B >= 0) & (operation_B < len(GEOMETRIC))
     if geometric.any():
         rows = geometric.nonzero().squeeze(1)
-        maps_G23 = affine_maps(operation_B[rows], strength_B[rows], *images_BCHW.shape[2:])
         place = rows.to(images_BCHW.device)
-        result[place] = warped(images_BCHW[place].float(), maps_G23.to(images_BCHW.device), fill_C)
+        result[place] = moved(images_BCHW[place], operation_B[rows], strength_B[rows], fill_C)
     for number in range(len(GEOMETRIC), len(OPERATIONS)):
         rows = (operation_B == number).nonzero().squeeze(1)
         if len(rows):
             place = rows.to(images_BCHW.device)
-            strength_G = strength_B[rows].to(images_BCHW.device)[:, None, None, None]
-            changed = _PHOTOMETRIC[OPERATIONS[number]](images_BCHW[place].float(), strength_G)
-            result[place] = changed.to(torch.uint8)
+            result[place] = recoloured(images_BCHW[place], number, strength_B[rows])
     return result
+
+
+def operated(image_CHW: Tensor, operations: Sequence[int], strengths: Sequence[float], fill_C: Tensor) -> Tensor:
+    """Return one uint8 image after operations in their order, the same pixels as `rand_augment` gives it in a batch."""
+    image_1CHW = image_CHW[None]
+    for number, strength in zip(operations, strengths, strict=True):
+        strength_1 = torch.tensor([strength])
+        if 0 <= number < len(GEOMETRIC):
+            image_1CHW = moved(image_1CHW, torch.tensor([number]), strength_1, fill_C)
+        elif number >= 0:
+            image_1CHW = recoloured(image_1CHW, number, strength_1)
+    return image_1CHW[0]
+
+
+def moved(images_GCHW: Tensor, operation_G: Tensor, strength_G: Tensor, fill_C: Tensor) -> Tensor:
+    """Return uint8 images after one geometric operation each (numbers below `len(GEOMETRIC)`, on the host)."""
+    maps_G23 = affine_maps(operation_G, strength_G, *images_GCHW.shape[2:])
+    return warped(images_GCHW.float(), maps_G23.to(images_GCHW.device), fill_C)
+
+
+def recoloured(images_GCHW: Tensor, number: int, strength_G: Tensor) -> Tensor:
+    """Return uint8 images after the photometric operation `OPERATIONS[number]`, each at its own strength."""
+    strength = strength_G.to(images_GCHW.device)[:, None, None, None]
+    return _PHOTOMETRIC[OPERATIONS[number]](images_GCHW.float(), strength).to(torch.uint8)
 
 
 def affine_maps(operation_G: Tensor, strength_G: Tensor, height: int, width: int) -> Tensor:
@@ -79,11 +100,10 @@ def warped(images_GCHW: Tensor, maps_G23: Tensor, fill_C: Tensor) -> Tensor:
     """Return uint8 images resampled bicubically through affine maps; outside of the image is `fill_C`."""
     count, channels, height, width = images_GCHW.shape
     device = images_GCHW.device
-    y, x = torch.meshgrid(
-        torch.arange(height, device=device) + 0.5, torch.arange(width, device=device) + 0.5, indexing="ij"
-    )
-    target = torch.stack([x, y, torch.ones_like(x)]).flatten(1)
-    source_G2HW = (maps_G23 @ target).view(count, 2, height, width)
+    x_W, y_H1 = torch.arange(width, device=device) + 0.5, torch.arange(height, device=device)[:, None] + 0.5
+    # Number by number and not as a matrix product, whose rounding may depend on how many images there are.
+    a, b, c = maps_G23.view(count, 2, 3, 1, 1).unbind(2)
+    source_G2HW = a * x_W + b * y_H1 + c
     sides = torch.tensor([width, height], device=device).view(1, 2, 1, 1)
     inside = ((source_G2HW >= 0) & (source_G2HW < sides)).all(1, keepdim=True)
     grid = (2.0 * source_G2HW / sides - 1.0).permute(0, 2, 3, 1)

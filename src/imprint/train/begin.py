@@ -37,6 +37,20 @@ class Start:
     notes: tuple[str, ...]
 
 
+def require_divisible(config: RunConfig, world: World) -> None:
+    """Refuse a batch that does not split over the processes that are really there.
+
+    Raises:
+        ConfigError: naming the multiple to use.
+    """
+    share = world.size * config.accumulate
+    if config.batch_size % share:
+        raise ConfigError(
+            f"batch size {config.batch_size} does not split over {world.size} processes x {config.accumulate} "
+            f"accumulation steps; use a multiple of {share}."
+        )
+
+
 def begin(config: RunConfig | None, folder: Path, world: World, *, resume: bool) -> Start:
     """Settle where to start; every process returns the same.
 

@@ -80,10 +80,10 @@ class OptimConfig:
     Attributes:
         name: optimizer.
         lr: learning rate.
-        weight_decay: decoupled for AdamW, added to the gradient for Adam, SGD and LARS.
-        momentum: SGD and LARS.
-        betas: AdamW and Adam.
-        eps: AdamW and Adam.
+        weight_decay: decoupled for AdamW, added to the gradient for Adam, SGD, RMSprop and LARS.
+        momentum: SGD, RMSprop and LARS.
+        betas: AdamW and Adam; RMSprop takes the second.
+        eps: AdamW, Adam and RMSprop, outside of the root.
         trust: LARS trust coefficient (arXiv 1708.03888, Eq. 6).
         lars: which public LARS to follow (parity case `lars`).
         adapt_all: LARS adapts (and decays) biases and norms too (apex LARC in SwAV).
@@ -91,7 +91,7 @@ class OptimConfig:
         clip: gradient norm limit, or None; how the norm is taken is the method's.
     """
 
-    name: Literal["adamw", "adam", "sgd", "lars"] = "adamw"
+    name: Literal["adamw", "adam", "sgd", "rmsprop", "lars"] = "adamw"
     lr: LR
     weight_decay: Schedule = field(default_factory=lambda: constant(0.0))
     momentum: float = 0.9
@@ -161,6 +161,8 @@ class DataConfig:
             processes together.
         images: how many images the stream has, where you know; otherwise a length in epochs counts them first.
         labelled: use a part of the labels only (a few-label stage), or None for all there are.
+        unlabelled: further images, whose labels are not used, one or several SRC strings; for methods with
+            pseudo-labels.
         text: how texts become tokens, for methods that read them; None otherwise.
     """
 
@@ -173,6 +175,7 @@ class DataConfig:
     window: int = 4096
     images: int | None = None
     labelled: Labelled | None = None
+    unlabelled: tuple[str, ...] = ()
     text: TextConfig | None = None
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
+from imprint.backbones.language_model import PREFIX as TEXT_PREFIX
 from imprint.core.errors import ConfigError
 from imprint.core.progress import Epochs
 from imprint.data.clips import ClipSource
@@ -36,7 +38,7 @@ def open_images(config: RunConfig, world: World, source: Source | None) -> tuple
     data = config.data
     if source is not None:
         return config, source
-    if data.stream == "off" or row(config.name).takes != "images":
+    if data.stream == "off" or taken(config) != "images":
         return config, opened(config)
     if data.stream == "auto" and not is_streamable(data.train):
         return config, open_source(data.train)
@@ -53,6 +55,11 @@ def open_images(config: RunConfig, world: World, source: Source | None) -> tuple
     return config, stream
 
 
+def taken(config: RunConfig) -> Literal["images", "pairs", "text"]:
+    """Return what the run learns from: what the catalogue says of its method, and text for any network for text."""
+    return "text" if config.encoder.name.startswith(TEXT_PREFIX) else row(config.name).takes
+
+
 def opened(config: RunConfig) -> Source:
     """Return the training data as the method takes them: images, images with captions, or texts.
 
@@ -60,11 +67,11 @@ def opened(config: RunConfig) -> Source:
         DataError: when they cannot be opened.
         ConfigError: for words that name none.
     """
-    takes, words = row(config.name).takes, config.data.train
+    takes, words = taken(config), config.data.train
     if takes == "images":
         return open_source(words)
     text = config.data.text or TextConfig()
-    return open_words(words, takes, text)
+    return open_words(words, takes, text, config.data.bad_limit)
 
 
 def as_clips(config: RunConfig, images: Source) -> Source:

@@ -10,7 +10,7 @@ import torch
 
 from imprint.backbones.layer_decay import layer_scales
 from imprint.backbones.stored import save_encoder
-from imprint.core.errors import ConfigError, DataError, Preempted
+from imprint.core.errors import DataError, Preempted
 from imprint.core.progress import Duration, Progress, Steps
 from imprint.core.rng import seed_of
 from imprint.core.stages import home
@@ -18,10 +18,10 @@ from imprint.data.labelled import labelled_part, write_names
 from imprint.data.loader import Loader
 from imprint.data.sources import Source
 from imprint.dist.collectives import barrier, broadcast_object
-from imprint.dist.world import World, init_from_env
+from imprint.dist.world import init_from_env
 from imprint.methods.catalog import method_class, row
 from imprint.train.allocator import keep_freed_memory
-from imprint.train.begin import begin, extended
+from imprint.train.begin import begin, extended, require_divisible
 from imprint.train.budget import fitted, measure
 from imprint.train.build import build, fit
 from imprint.train.checkpoint import Checkpoint, Checkpoints, disk_full_explained
@@ -39,6 +39,7 @@ from imprint.train.precision import (
     to_channels_last,
 )
 from imprint.train.probe import online_probe
+from imprint.train.pseudo_labels import with_pseudo_labels
 from imprint.train.recompute import recompute_activations
 from imprint.train.run import Run, write_config
 from imprint.train.runlog import RunLog
@@ -47,6 +48,8 @@ from imprint.train.signals import StopRequest
 from imprint.train.stages import inherit, with_classes
 from imprint.train.state import restore, snapshot, tensors_of
 from imprint.train.step import Stepper
+from imprint.train.teacher_cache import keep_answers
+from imprint.train.text_samples import write_continuations
 from imprint.train.texts import read_texts
 
 
@@ -99,6 +102,7 @@ def train(
     if cls.needs_labels and len(images.classes) == 1:
         raise DataError(f"{plan.name} learns to tell classes apart, and '{images.spec}' has one class only.")
     plan = with_classes(plan, images, folder)
+    images = with_pseudo_labels(plan, whole, images, folder, world, begun=checkpoint is not None)
     torch.manual_seed(seed_of(plan.seed, "weights"))
     method, loader = build(plan, images, folder, world, None if reading is None else reading.tokenizer)
     inherit(method, plan, folder)
@@ -129,6 +133,7 @@ def train(
         shard=(world.rank, world.size) if plan.shard == "optimizer" else None,
     )
     stepper = Stepper(plan, method, optimizer, world, precision)
+    keep_answers(stepper, loader, folder)
     probe = online_probe(plan, whole, reading, world) if plan.probe_every is not None and world.main else None
     warmup_steps = min(clock.steps_per_epoch, clock.total_steps // 10)
     monitor = CollapseMonitor(warmup_steps, row(plan.name).family, cls.dangers(plan.method))
@@ -148,7 +153,7 @@ def train(
     warmup = plan.optim.lr.warmup
     if plan.budget is None and checkpoint is None and clock.steps(warmup) >= clock.total_steps:
         log.event(clock, f"the warm-up ({warmup}) fills the whole run; shorten --optim.lr.warmup", kind="warning")
-    for note in start.notes:
+    for note in (*start.notes, *(reading.notes if reading is not None and checkpoint is None else ())):
         log.event(clock, note, kind="warning")
     if world.main:
         write_config(folder / "config.json", plan)
@@ -235,6 +240,7 @@ def train(
                 )
             if world.main:
                 write_reconstructions(folder, stepper, next(iter(loader.batches(0, 1))), end)
+                write_continuations(folder, method, reading)
                 save_encoder(
                     method.encoder,
                     folder,
@@ -252,20 +258,6 @@ def train(
         log.close()
         loader.close()
     return Run(folder, plan)
-
-
-def require_divisible(config: RunConfig, world: World) -> None:
-    """Refuse a batch that does not split over the processes that are really there.
-
-    Raises:
-        ConfigError: naming the multiple to use.
-    """
-    share = world.size * config.accumulate
-    if config.batch_size % share:
-        raise ConfigError(
-            f"batch size {config.batch_size} does not split over {world.size} processes x {config.accumulate} "
-            f"accumulation steps; use a multiple of {share}."
-        )
 
 
 def clock_of(config: RunConfig, loader: Loader, checkpoint: Checkpoint | None) -> Progress:

@@ -71,6 +71,10 @@ def _made(settings: list[dict[str, Any]], config: OptimConfig, device: torch.dev
                 for parameter in group["params"]:
                     sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
+    if config.name == "rmsprop":
+        return torch.optim.RMSprop(
+            settings, lr=0.0, alpha=config.betas[1], eps=config.eps, momentum=config.momentum, foreach=True
+        )
     from imprint.train.lars import LARS
 
     return LARS(settings, lr=0.0, momentum=config.momentum, trust=config.trust, variant=config.lars)
@@ -136,7 +140,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor])
             "The checkpoint is of another method or encoder."
         )
     owns = getattr(optimizer, "owns", lambda _: True)  # a sharded optimizer keeps its part only
-    adaptive = isinstance(getattr(optimizer, "inner", optimizer), (torch.optim.Adam, torch.optim.AdamW))
+    kinds = (torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
+    adaptive = isinstance(getattr(optimizer, "inner", optimizer), kinds)
     for name, states in by_name.items():
         parameter = known[name]
         if not owns(parameter):
@@ -145,7 +150,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor])
         for state, value in states.items():
             if value.shape == parameter.shape and not (state == "step" and value.ndim == 0):
                 restored[state] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-            elif adaptive:  # the fused kernels keep the step count beside the weights
+            elif adaptive:  # the kernels keep the step count as a tensor
                 restored[state] = value.to(parameter.device)
             else:
                 restored[state] = value.item() if value.ndim == 0 else value.to(parameter.device)

@@ -45,6 +45,8 @@ def check_stages(stages: Stages, folder: Path, source: Source | None) -> None:
         ConfigError: for no stages, or a labelled part smaller than a batch.
         DataError: for labels that are missing, or images that cannot be opened.
     """
+    from imprint.train.pseudo_labels import check_unlabelled
+
     if not stages:
         raise ConfigError("a run of several stages needs at least one.")
     for number, stage in enumerate(stages, 1):
@@ -52,6 +54,7 @@ def check_stages(stages: Stages, folder: Path, source: Source | None) -> None:
         images = source if source is not None else opened(stage)
         if method_class(stage.name).needs_labels and images.labels is None:
             raise DataError(f"{named} learns from labels, and '{images.spec}' has none: use one folder per class.")
+        check_unlabelled(stage, images, stage_folder(folder, number), named)
         wanted = stage.data.labelled
         if wanted is None or wanted.names is not None:  # names may be those of an earlier stage, not drawn yet
             continue
@@ -92,7 +95,7 @@ def rebuilt(run: Run) -> Method:
     described = description_of(run.path)
     if checkpoint is None or described is None:
         raise CheckpointError(f"{run.path} has no checkpoint or no encoder to start from.")
-    channels = int(described[1]["encoder"]["channels"])
+    channels = int(described[1]["encoder"].get("channels", 3))  # networks for text have none
     method = build_method(run.config, channels, stored_tokenizer(run.path))
     inherit(method, run.config, run.path)
     try:

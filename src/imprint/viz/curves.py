@@ -24,6 +24,12 @@ _KNOWN: tuple[tuple[str, tuple[str, ...], str, float], ...] = (
 )
 _TITLES = {"probe": "Online probes", "pretext": "Its own task, on held-out images", "rank": "Label-free ranks"}
 
+_HELD_OUT = (
+    ("Held-out text, nats per token", ("nats", "unigram", "bigram"), ""),
+    ("Held-out pairs", ("r@1", "r@10"), " %"),
+)
+"""Probes that belong together."""
+
 
 def series(metrics: Metrics, key: str, factor: float = 1.0, name: str | None = None) -> Series:
     """Return one metric over steps; lines without it are skipped, non-numbers become gaps."""
@@ -52,6 +58,11 @@ def curves(metrics: Metrics) -> list[Chart]:
             lines = tuple(series(metrics, k, name=k.removeprefix(f"{kind}/")) for k in percent)
             probes.append(Chart(_TITLES[kind], lines, " %", dots=True))
         used.update(percent)
+    for title, names, unit in _HELD_OUT:
+        held = tuple(series(metrics, f"probe/{n}", name=n) for n in names if f"probe/{n}" in keys)
+        if held:
+            probes.append(Chart(title, held, unit, dots=True))
+        used.update(f"probe/{n}" for n in names)
     rest = [k for k in keys if k not in used]
     ranks = [Chart(_pretty(k), (series(metrics, k),), dots=True) for k in rest if k.startswith(("rank/", "probe/"))]
     others = [Chart(_pretty(k), (series(metrics, k),)) for k in rest if not k.startswith(("rank/", "probe/"))]

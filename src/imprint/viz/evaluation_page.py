@@ -194,7 +194,7 @@ def _sources(report: Mapping[str, Any]) -> list[str]:
     for role, data in _object(report, "data").items():
         if isinstance(data, Mapping):
             count = data.get("count")
-            many = f" ({count:,} images)" if isinstance(count, int) else ""
+            many = f" ({count:,} {data.get('unit', 'images')})" if isinstance(count, int) else ""
             out.append(f"{role}: {data.get('spec', '?')}{many}")
     return out
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from imprint.core.stages import is_staged
 from imprint.viz import sections
+from imprint.viz.continuations import continuation_sections
 from imprint.viz.evaluation_page import evaluation_section
 from imprint.viz.page import Section, page, write_page
+from imprint.viz.rounds import pseudo_label_sections
 from imprint.viz.run_folder import RunFolder
 from imprint.viz.text_rows import text_sections
 
@@ -53,9 +55,11 @@ def build_report(
     parts = [
         _safe("curves", "Curves", lambda: [sections.curve_section(run)]),
         _safe("evaluations", "Evaluations", lambda: [evaluation_section(run)]),
+        _safe("pseudo-labels", "Pseudo-labels", lambda: pseudo_label_sections(run)),
         _safe("own-task", "Its own task", lambda: sections.own_task_sections(run)),
         _safe("views", "Views", lambda: [sections.views_section(run)] if run.takes != "text" else []),
         _safe("text", "Text", lambda: text_sections(run)),
+        _safe("continuations", "Continuations", lambda: continuation_sections(run)),
         _safe(
             "reconstructions",
             "Reconstructions",

@@ -96,6 +96,8 @@ class RunFolder:
         """What the run's method learns from: `images`, `pairs` or `text`; `images` for a method nobody knows."""
         from imprint.methods.catalog import CATALOG
 
+        if str(self.part("encoder").get("name", "")).startswith("text:"):
+            return "text"
         return next((row.takes for row in CATALOG if row.name == self.config.get("name")), "images")
 
     @property

@@ -11,6 +11,7 @@ from imprint.core.errors import ConfigError
 from imprint.core.stages import begun, stage_count
 from imprint.viz.compare import curves, differences, league
 from imprint.viz.page import Section, page, text, write_page
+from imprint.viz.rounds import rounds_sections
 from imprint.viz.run_folder import RunFolder
 
 
@@ -43,7 +44,7 @@ def build_stages_report(
         title=f"{stages[-1].config.get('name', 'run')} · {folder.resolve().name}",
         subtitle=f"a run of {total} stages by Imprint",
         lead="",
-        sections=[listed, league(named), curves(named), differences(named)],
+        sections=[listed, *rounds_sections(named), league(named), curves(named), differences(named)],
         footer=f"Written {datetime.now().astimezone().isoformat(sep=' ', timespec='minutes')} by Imprint.",
     )
     return write_page(document, target)
