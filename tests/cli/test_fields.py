@@ -39,7 +39,7 @@ def test_the_listing_is_what_tyro_reads(method: str) -> None:
     fixed = {"name", "recipe", "stage", "provenance.source", "provenance.expected", "provenance.deviations"}
     for config in stages_of(f"{method}/small"):
         names = fields.names(config.name)  # a stage may be of another method
-        whole = opened(config, [name for name in names if name.startswith("data.labelled.")])
+        whole = opened(config, [name for name in names if name.startswith(("data.labelled.", "data.text."))])
         assert set(names) == offered_by_tyro(whole) - fixed
 
 
@@ -72,7 +72,7 @@ def test_durations_and_choices_are_shown_as_they_are_typed() -> None:
     found = {field.name: field for field in fields.fields("dino")[0]}
     assert found["checkpoint-every"].default == "1ep"
     assert found["method.freeze-prototypes"].kind == "duration"
-    assert found["optim.name"].kind == "adamw|adam|sgd|lars"
+    assert found["optim.name"].kind == "adamw|adam|sgd|rmsprop|lars"
     assert found["method.momentum.start"].group == "method.momentum"
 
 

@@ -60,7 +60,7 @@ def test_what_is_not_named_stays() -> None:
         ("--seed 1 --method.local-crops many", "--method.local-crops: 'many' does not fit; expected int"),
         ("--probe-every 3", "30ep is in epochs"),
         ("--method.global-scale 0.3", "expected tuple[float, float]"),
-        ("--optim.name adagrad", "expected adamw|adam|sgd|lars"),
+        ("--optim.name adagrad", "expected adamw|adam|sgd|rmsprop|lars"),
         ("--method.student-temp", "no value does not fit"),
         ("--compile perhaps", "--compile: 'perhaps'"),
     ],

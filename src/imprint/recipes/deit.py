@@ -50,7 +50,7 @@ def _paper(width: str, image_size: int, method: DeiTConfig, expected: str) -> Ru
         optim=OptimConfig(
             name="adamw",
             # 5e-4 for 512 crops, which are 171 images of three crops.
-            lr=LR(base=5e-4, per=171, floor=1e-5, warmup=Epochs(5 / 3), warmup_from=1e-3),
+            lr=LR(base=5e-4, per=171, floor=1e-5, warmup=Epochs(1.67), warmup_from=1e-3),
             weight_decay=constant(0.05),
         ),
         batch_size=344,

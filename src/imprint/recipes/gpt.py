@@ -70,12 +70,12 @@ def gpt3_small(image_size: int = 224) -> RunConfig:
 
 
 def small(image_size: int = 32) -> RunConfig:
-    """Four pre-norm layers of width 128 over rows of 128 tokens, a vocabulary of 512: one core, 1 to 10 MB."""
+    """Four pre-norm layers of width 128 over rows of 128 tokens, a vocabulary of 1,024: one core, 1 to 10 MB."""
     return RunConfig(
         name="gpt",
         method=GPTConfig(length=128),
         encoder=_encoder("text:gpt2", image_size, embed_dim=128, depth=4, num_heads=4, dropout=0.1),
-        data=DataConfig(text=TextConfig(kind="bpe", vocabulary=512)),
+        data=DataConfig(text=TextConfig(kind="bpe", vocabulary=1024)),
         optim=OptimConfig(
             name="adamw",
             lr=LR(base=2e-3, rule="none", end=0.05, warmup=Steps(100)),
