@@ -155,11 +155,12 @@ def require_dual(encoder: Encoder, protocol: str) -> DualEncoder:
     """Return the encoder as one of images and texts.
 
     Raises:
-        ConfigError: for an encoder of images alone.
+        ConfigError: for an encoder of images alone, or of texts alone.
     """
     if not isinstance(encoder, DualEncoder):
+        what = "texts" if encoder.name.startswith("text:") else "images"
         raise ConfigError(
-            f"'{protocol}' compares images with texts, and '{encoder.name}' encodes images only. Give a model with a "
+            f"'{protocol}' compares images with texts, and '{encoder.name}' encodes {what} only. Give a model with a "
             "text tower: --encoder RUN of clip or siglip, or hf:FOLDER, where FOLDER holds a CLIP or SigLIP model of "
             "transformers with its tokenizer."
         )

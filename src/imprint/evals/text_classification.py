@@ -136,7 +136,7 @@ class TextClassification(Protocol):
         return Report(
             protocol=self.name,
             encoder=model.name,
-            data={"train": describe(train), "test": describe(test)},
+            data={name: describe(part) | {"unit": "texts"} for name, part in (("train", train), ("test", test))},
             metrics={
                 "accuracy": accuracy(int(hits.sum()), len(hits)),
                 "most_frequent_class": Metric(value=100.0 * float((test.labels == majority).mean()), n=len(hits)),

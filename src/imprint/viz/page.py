@@ -50,11 +50,16 @@ def payload(value: Any) -> str:
     return raw.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
+SHRINKS = 1200
+"""Pixels of width up to which a picture shrinks with the page: a chart; sheets of many images are scrolled."""
+
+
 def figure(image: Picture, alt: str, caption: str = "", kind: str = "jpeg") -> str:
-    """Return a picture with a caption; it scrolls sideways where the page is narrower."""
+    """Return a picture with a caption; where the page is narrower it shrinks, or scrolls sideways if it is wide."""
     under = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
     size = f'width="{image.shape[1]}" height="{image.shape[0]}"'
-    shown = f'<img {size} src="{data_uri(image, kind, 88)}" alt="{text(alt)}">'
+    fit = ' style="max-width:100%;height:auto"' if image.shape[1] <= SHRINKS else ""
+    shown = f'<img {size}{fit} src="{data_uri(image, kind, 88)}" alt="{text(alt)}">'
     return f'<figure><div class="scroll">{shown}</div>{under}</figure>'
 
 
