@@ -223,7 +223,7 @@ CATALOG: tuple[Row, ...] = (
     ),
     Row(
         "siglip", "SigLIP", "image-text", "SigLIP", "2303.15343", 2023, (),
-        "ImageNet-1k zero-shot, ViT-L/16: 79.1 (from scratch, batch 32k: 73.4 with ViT-B/16)", "pairs",
+        "ImageNet-1k zero-shot, ViT-B/16, batch 32k: 73.4", "pairs",
     ),
     Row(
         "bert", "BERT", "language", "BERT", "1810.04805", 2018, (),
