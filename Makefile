@@ -14,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --co
 THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} NUMBA_NUM_THREADS=$${NUMBA_NUM_THREADS:-1}
 PYTEST_ARGS ?= -n 2 --dist worksteal
 # measure.py is what the others measure with; cifar.py takes a quarter of an hour a method (docs/results.md).
-BENCHMARKS ?= $(filter-out benchmarks/measure.py benchmarks/cifar.py,$(sort $(wildcard benchmarks/*.py)))
+BENCHMARKS ?= $(filter-out benchmarks/measure.py benchmarks/cifar.py benchmarks/teachers.py,$(sort $(wildcard benchmarks/*.py)))
 
 .PHONY: help demo test lint format docs bench fidelity browser install install-dev clean
 help:
