@@ -35,9 +35,9 @@ def clip_loss(
     every text among all images.
 
     Alone, both directions share one matrix, of which each part is made twice (sums first, then gradients): four
-    products of B x B x D in all. With several processes each passes its own pairs and the vectors of all: the mean of
-    the losses over processes is that of the whole batch, and the gradients that reach `image_all` and `text_all`,
-    summed over processes, complete it.
+    products of B x B x D in all, three where one part is the whole. With several processes each passes its own pairs
+    and the vectors of all: the mean of the losses over processes is that of the whole batch, and the gradients that
+    reach `image_all` and `text_all`, summed over processes, complete it.
 
     Args:
         image_BD: vectors of images, any scale but zero.
@@ -201,7 +201,10 @@ class _Square(torch.autograd.Function):
         bounded = x_BD.device.type == "cpu" and float(factor) <= _EXP_SAFE[x_BD.dtype]
         of_rows, of_columns = x_BD.new_zeros(rows), x_BD.new_full((rows,), 0.0 if bounded else -torch.inf)
         ones = x_BD.new_ones(rows)
+        kept: list[tuple[slice, Tensor]] = []
         for i, tile in _parts(scaled_BD, y_BD):
+            if i == slice(0, rows):  # a matrix of one part is not made again
+                kept.append((i, tile))
             if bounded:
                 tile.exp_()
                 torch.mv(tile, ones, out=of_rows[i])
@@ -220,9 +223,9 @@ class _Square(torch.autograd.Function):
         if bounded:
             of_rows, of_columns = of_rows.reciprocal(), of_columns.reciprocal()
         to_x, to_y = torch.empty_like(x_BD), torch.zeros_like(y_BD)
-        for i, tile in _parts(scaled_BD, y_BD):
+        for i, tile in kept or _parts(scaled_BD, y_BD):
             if bounded:
-                tile.exp_().mul_(of_rows[i, None] + of_columns)
+                (tile if kept else tile.exp_()).mul_(of_rows[i, None] + of_columns)
             else:
                 shares = torch.exp_(tile - of_rows[i, None])
                 tile.sub_(of_columns).exp_().add_(shares)
